@@ -1,0 +1,47 @@
+"""Settings: declared once, loaded from file, environment and flags, and shown with their sources.
+
+Import from here; the modules below are arranged for their readers: `field` (what a setting is),
+`sections` and `limits` (which there are), `load`, `report`.
+"""
+
+from persona.config.field import InconsistentSettingsError, Section, Setting
+from persona.config.limits import LimitSettings
+from persona.config.load import LoadedSettings, Source, load_settings
+from persona.config.report import Row, describe, settings_markdown, settings_table, settings_toml
+from persona.config.sections import (
+    AuthSettings,
+    AuthToken,
+    BackgroundSettings,
+    DatabaseSettings,
+    LLMSettings,
+    LogSettings,
+    PersonaSettings,
+    ServerSettings,
+    Settings,
+    declared,
+)
+
+__all__ = [
+    "AuthSettings",
+    "AuthToken",
+    "BackgroundSettings",
+    "DatabaseSettings",
+    "InconsistentSettingsError",
+    "LLMSettings",
+    "LimitSettings",
+    "LoadedSettings",
+    "LogSettings",
+    "PersonaSettings",
+    "Row",
+    "Section",
+    "ServerSettings",
+    "Setting",
+    "Settings",
+    "Source",
+    "declared",
+    "describe",
+    "load_settings",
+    "settings_markdown",
+    "settings_table",
+    "settings_toml",
+]

@@ -1,0 +1,412 @@
+"""Every setting of the server: name, default, unit, range and the reason for the default.
+
+This and `limits` are the one place where settings are declared. Values called the guide's are its
+production settings.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+from urllib.parse import urlsplit
+
+import attrs
+
+from persona.config.field import InconsistentSettingsError, Section, Setting, setting
+from persona.config.limits import DAY_S, LimitSettings
+
+Access = Literal["user", "admin"]
+
+
+def _host(entry: object) -> str:
+    if isinstance(entry, str) and re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", entry):
+        return entry.lower()
+    raise ValueError("a host name or address without a port; IPv6 in brackets")
+
+
+def _bind_host(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9._-]+", text):
+        return text
+    # Brackets belong to URLs; sockets want the bare address, which may carry a zone (fe80::1%eth0).
+    return str(ipaddress.IPv6Address(text.removeprefix("[").removesuffix("]")))
+
+
+def _origin(entry: object) -> str:
+    if isinstance(entry, str) and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@,]+", entry):
+        return entry
+    raise ValueError("scheme://host[:port], without a path")
+
+
+def _network(entry: object) -> str:
+    # ip_network also takes integers and bytes, which nobody means.
+    if not isinstance(entry, str):
+        raise ValueError("an IP address or network")
+    return str(ipaddress.ip_network(entry))
+
+
+def _http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[@?#\s]", text):
+        raise ValueError("no http URL")
+    _ = parts.port  # raises ValueError when it is no port number
+    return text.rstrip("/")
+
+
+def _file_name(text: str) -> str:
+    if text == ":memory:" or not text.isprintable():
+        raise ValueError("no file; a server that forgets everything is only for tests")
+    return text
+
+
+def _header_value(text: str) -> str:
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("not fit for an HTTP header")
+    return text
+
+
+@attrs.frozen
+class AuthToken:
+    """Who may connect: a name for logs, what they may do, and the hash of their bearer token."""
+
+    name: str
+    role: Access
+    hash: str = attrs.field(repr=False)
+    """`sha256:` and 64 lower-case hex digits."""
+
+    @classmethod
+    def read(cls, entry: object) -> "AuthToken":
+        """From a table, or from `name:role:sha256:hex`. Raises `ValueError` that quotes nothing."""
+        if isinstance(entry, cls):
+            return entry
+        if isinstance(entry, str):
+            entry = dict(zip(("name", "role", "hash"), entry.split(":", 2), strict=False))
+        if not isinstance(entry, Mapping) or entry.keys() != {"name", "role", "hash"}:
+            raise ValueError("name, role and hash are needed, and nothing else")
+        name, role, digest = entry["name"], entry["role"], entry["hash"]
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+            raise ValueError("name must be 1 to 64 letters, digits, dots, dashes or underscores")
+        if role not in get_args(Access):
+            raise ValueError("role must be user or admin")
+        if not isinstance(digest, str) or not re.fullmatch(r"sha256:[0-9A-Fa-f]{64}", digest):
+            raise ValueError("hash must be sha256: and 64 hex digits")
+        return cls(name, role, digest.lower())
+
+
+@attrs.frozen(kw_only=True)
+class ServerSettings(Section):
+    """Where the server listens, and whom it lets in by name."""
+
+    section: ClassVar[str] = "server"
+
+    host: str = setting(
+        "127.0.0.1",
+        flag="--host",
+        form="a host name or address",
+        accepts=_bind_host,
+        reason="A fresh install can be reached from this machine only.",
+    )
+    port: int = setting(
+        8000,
+        flag="--port",
+        minimum=1,
+        maximum=65535,
+        unset="picks a free one",
+        reason="The port that persona clients already try.",
+    )
+    engine: Literal["trio-websocket"] = setting(
+        "trio-websocket", flag="--engine", reason="What speaks WebSocket. There is one engine so far."
+    )
+    graceful_timeout_s: float = setting(
+        30.0,
+        unit="s",
+        minimum=0.001,
+        maximum=DAY_S,
+        reason="How long a stop waits for running requests: as long as a plain request may take, so "
+        "only chats are ever cut short.",
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        accepts=_host,
+        form="a host name or address without a port, IPv6 in brackets",
+        unset="localhost, the bound host, and any IP address",
+        reason="Other Host headers are refused: otherwise a web page reaches a local server by "
+        "pointing a name of its own at it (DNS rebinding).",
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        (),
+        accepts=_origin,
+        form="an exact origin, scheme://host[:port]",
+        unset="http and https on localhost and loopback addresses, any port",
+        reason="Browsers let every page open a WebSocket to localhost; only the Origin header tells "
+        "pages apart. A client that sends none is no browser, and passes.",
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        accepts=_network,
+        form="an IP address or network",
+        unset="none",
+        reason="X-Forwarded-For is believed from these only: anybody else could forge an address and "
+        "slip past the limit per address.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class AuthSettings(Section):
+    """Who may connect."""
+
+    section: ClassVar[str] = "auth"
+
+    tokens: tuple[AuthToken, ...] = setting(
+        (),
+        secret=True,
+        accepts=AuthToken.read,
+        form='{name, role = "user" or "admin", hash = "sha256:<64 hex digits>"}, '
+        "in the environment name:role:sha256:hex",
+        unset="nobody needs a token",
+        reason="Only hashes are kept, so a leaked file lets nobody in. A fast hash is enough: tokens "
+        "are random, and a slow one would let strangers spend the server's time.",
+    )
+    insecure: bool = setting(
+        False,
+        flag="--insecure",
+        reason="Serving other machines without tokens has to be a decision, not an accident.",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        names = [token.name for token in self.tokens]
+        if len(names) != len(set(names)):
+            raise InconsistentSettingsError("auth.tokens: two tokens have the same name", "auth.tokens")
+
+
+@attrs.frozen(kw_only=True)
+class DatabaseSettings(Section):
+    """The SQLite file."""
+
+    section: ClassVar[str] = "database"
+
+    path: str = setting(
+        "",
+        flag="--db",
+        form="a file name",
+        accepts=_file_name,
+        unset="persona.db in the user's data directory",
+        reason="Conversations belong to the user, not to the directory the server was started in.",
+    )
+    readers: int = setting(
+        2,
+        unit="threads",
+        minimum=1,
+        maximum=16,
+        reason="The guide's pool of 10 to 20 measured slower: ten reader threads, a call each, gave "
+        "2,100 reads a second and two gave 4,000, since threads fight over the interpreter. The second "
+        "one keeps a long search from holding up short reads.",
+    )
+    synchronous: Literal["full", "normal"] = setting(
+        "full",
+        reason="Commits are shared by all turns that wait, so surviving a power cut is nearly free "
+        "(over 40,000 rows a second against 53,000). `normal` may lose the last commits in a power "
+        "cut, never in a crash of the server alone.",
+    )
+    busy_timeout_s: float = setting(
+        5.0,
+        unit="s",
+        minimum=0.001,
+        maximum=3600.0,
+        reason="The server has one writer, so only another program can hold the lock; this outlasts "
+        "a quick one and still ends well within request_timeout_s.",
+    )
+    cache_pages: int = setting(
+        10_000,
+        unit="pages",
+        minimum=10,
+        maximum=1_000_000,
+        reason="The guide's figure: at most 40 MB of 4 KiB pages for each database connection.",
+    )
+
+    @property
+    def file(self) -> Path:
+        """The database file: `path`, or its default place in the user's data directory.
+
+        Nothing is created.
+        """
+        if self.path:
+            return Path(self.path).expanduser()
+        # Here, not above: most commands never ask, and it is slow to import on some platforms.
+        import platformdirs
+
+        return platformdirs.user_data_path("persona", appauthor=False) / "persona.db"
+
+
+@attrs.frozen(kw_only=True)
+class BackgroundSettings(Section):
+    """Work that no client waits for."""
+
+    section: ClassVar[str] = "background"
+
+    queue_size: int = setting(
+        2000,
+        unit="jobs",
+        minimum=1,
+        maximum=1_000_000,
+        reason="The guide's figure: four jobs for each of 500 clients. When it is full, the least "
+        "important job is dropped and counted.",
+    )
+    workers: int = setting(
+        8,
+        unit="tasks",
+        minimum=1,
+        maximum=1000,
+        reason="The guide's figure. Jobs mostly wait for the model or the disk, so a few workers are "
+        "enough, and few cannot crowd out clients.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class LLMSettings(Section):
+    """The model behind the personas."""
+
+    section: ClassVar[str] = "llm"
+
+    backend: Literal["auto", "ollama", "openai", "scripted"] = setting(
+        "auto",
+        flag="--llm",
+        reason="`auto` looks for Ollama for at most a second and falls back to the scripted stand-in "
+        "with a warning, so a machine without a model can still be tried.",
+    )
+    base_url: str = setting(
+        "",
+        form="an http:// or https:// URL without user, password and query",
+        accepts=_http_url,
+        unset="Ollama's usual address; openai needs one",
+        reason="Local first: nothing is sent to another machine unless told to.",
+    )
+    model: str = setting(
+        "",
+        unset="the backend's choice",
+        reason="Any fixed name would be missing on most machines.",
+    )
+    api_key: str = setting(
+        "",
+        secret=True,
+        form="ASCII text without spaces",
+        accepts=_header_value,
+        unset="none is sent",
+        reason="Local model servers ask for none.",
+    )
+    max_concurrency: int = setting(
+        4,
+        unit="generations",
+        minimum=1,
+        maximum=1000,
+        reason="A local model has one to four slots; sending it more makes every answer slower.",
+    )
+    max_queue: int = setting(
+        512,
+        unit="requests",
+        minimum=1,
+        maximum=100_000,
+        reason="Room for one waiting chat of each of the 500 clients. Four slots need minutes for that "
+        "many, so beyond it `overloaded` is the honest answer.",
+    )
+    first_token_timeout_s: float = setting(
+        60.0,
+        unit="s",
+        minimum=0.001,
+        maximum=3600.0,
+        reason="A model that has to be loaded from disk may take most of a minute; one that is silent "
+        "for longer hangs, and its slot is freed.",
+    )
+    context_tokens: int = setting(
+        4096,
+        unit="tokens",
+        minimum=256,
+        maximum=10_000_000,
+        reason="What small local models commonly take. A longer prompt would be cut or refused by the "
+        "model's server, which cannot know what in it matters.",
+    )
+    scripted_first_token_s: float = setting(
+        0.05,
+        unit="s",
+        minimum=0.001,
+        maximum=3600.0,
+        unset="no delay",
+        reason="Like a small model that is warm, so a demo and a load test meet realistic timing.",
+    )
+    scripted_tokens_per_s: float = setting(
+        50.0,
+        unit="tokens/s",
+        minimum=0.001,
+        maximum=1_000_000.0,
+        unset="no delay",
+        reason="As fast as a small local model on a good machine.",
+    )
+    scripted_seed: int = setting(
+        0,
+        minimum=0,
+        maximum=2**31 - 1,
+        reason="The same seed gives the same answers, so tests and load runs can be repeated.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class PersonaSettings(Section):
+    """How personas bear being talked to."""
+
+    section: ClassVar[str] = "personas"
+
+    recovery_s: float = setting(
+        300.0,
+        unit="s",
+        minimum=0.001,
+        maximum=30 * DAY_S,
+        unset="personas never tire",
+        reason="Seconds from exhausted to rested: five minutes, so rest is noticed by a crowd and "
+        "never by one user at a keyboard.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class LogSettings(Section):
+    """What is logged to stderr, and how."""
+
+    section: ClassVar[str] = "log"
+
+    level: Literal["debug", "info", "warning", "error"] = setting(
+        "info",
+        flag="--log-level",
+        reason="Starts, stops and troubles, and nothing for each message: logs must not cost more "
+        "than the work.",
+    )
+    format: Literal["auto", "console", "json"] = setting(
+        "auto",
+        flag="--log-format",
+        reason="`auto` is for people on a terminal and one JSON object a line everywhere else, where "
+        "programs read.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Everything an operator may set. Made with no arguments it holds the defaults."""
+
+    server: ServerSettings = attrs.field(factory=ServerSettings)
+    auth: AuthSettings = attrs.field(factory=AuthSettings)
+    limits: LimitSettings = attrs.field(factory=LimitSettings)
+    database: DatabaseSettings = attrs.field(factory=DatabaseSettings)
+    background: BackgroundSettings = attrs.field(factory=BackgroundSettings)
+    llm: LLMSettings = attrs.field(factory=LLMSettings)
+    personas: PersonaSettings = attrs.field(factory=PersonaSettings)
+    log: LogSettings = attrs.field(factory=LogSettings)
+
+
+def sections() -> tuple[type[Section], ...]:
+    """The section classes, in the order of `persona.toml`."""
+    types: list[Any] = [field.type for field in attrs.fields(Settings)]
+    return tuple(types)
+
+
+def declared() -> Iterator[Setting]:
+    """Every setting there is, section by section."""
+    for section in sections():
+        yield from section.declared()
