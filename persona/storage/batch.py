@@ -1,0 +1,265 @@
+"""Calls, and how a batch of them runs on one connection.
+
+This is the half of the pool that blocks: it runs in worker threads and knows nothing of tasks but
+whether somebody still waits. `pool` is the other half.
+
+Rules:
+
+* A batch of writes is one `BEGIN IMMEDIATE` transaction with a savepoint for each call. No call is
+  settled before the commit; when the transaction fails, every call in it fails.
+* A batch of reads is one deferred transaction, so all of it sees one snapshot. It begins after its
+  last call was made: whoever waited for a write reads it.
+* A call whose caller has left is skipped if it has not started. A read under way is interrupted; a
+  write goes on, since it shares its transaction with others.
+* What went wrong in SQLite is logged here, with its real text, and reaches the caller as
+  `MemoryFailure`. Any other exception is the caller's own and reaches it unchanged.
+"""
+
+import contextlib
+import sqlite3
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+import attrs
+import structlog
+import trio
+
+from persona.errors import MemoryFailure
+
+T = TypeVar("T")
+
+MAX_BATCH_S = 0.02
+"""When a batch starts no further call: what it has done is not held up by what still waits."""
+PROGRESS_STEPS = 100_000
+"""Virtual machine steps of a read (1 to 5 ms) between two looks at whether its caller still waits.
+Each look takes the interpreter's lock, so not oftener."""
+
+_BROKEN = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN}
+"""Codes after which nothing else that this connection says is believed."""
+
+_log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Call(Generic[T]):
+    """Somebody's function of a connection, and what came of it."""
+
+    fn: Callable[[sqlite3.Connection], T]
+    waiter: trio.lowlevel.Task | None
+    """The task to wake; `None` once it has been woken or has left."""
+    settled: bool = False
+    """Whether nothing changes the outcome any more."""
+    result: T | None = None
+    error: BaseException | None = None
+
+    def unwrap(self) -> T:
+        """The result, or raise the error; once only."""
+        error, self.error = self.error, None
+        if error is None:
+            return cast(T, self.result)
+        try:
+            raise error
+        finally:
+            # Its traceback holds this frame: break the cycle.
+            del error, self
+
+
+class Lane(ABC):
+    """One connection, made by `connect`, and the batches that run on it, one at a time.
+
+    A connection that breaks is closed, and the next batch makes another.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self.waiting: deque[Call[Any]] = deque()
+        """The batch's calls that have not begun. The pool fills it, and may take calls back out of it
+        at any time: `deque` methods are atomic."""
+        self.begun: list[Call[Any]] = []
+        """The batch's calls that have; all are settled when `run` returns. The pool empties it."""
+        self.replaced = 0
+        """Connections that broke."""
+        self._connect = connect
+        self._conn: sqlite3.Connection | None = None
+        self._failures: list[sqlite3.Error] = []
+
+    def open(self) -> sqlite3.Connection:
+        """The connection, made if there is none. Raises `sqlite3.Error`."""
+        if self._conn is None:
+            self._conn = self._connect()
+        return self._conn
+
+    def run(self) -> None:
+        """Run what waits, until `MAX_BATCH_S` has passed. Raises nothing but bugs."""
+        try:
+            self._run(self.open())
+        except sqlite3.Error as exc:
+            if not self.begun:
+                self.begun.extend(iter(self._next, None))
+            for call in self.begun:
+                if not call.settled:
+                    call.error, call.settled = _memory_failure(exc), True
+            self._failures.append(exc)
+            self._recover(exc)
+        # Now, and not inside the transaction: writing out a traceback takes milliseconds.
+        for failure in self._failures:
+            code = getattr(failure, "sqlite_errorname", type(failure).__name__)
+            _log.error("database_failed", code=code, error=str(failure), exc_info=failure)
+        self._failures.clear()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+    @abstractmethod
+    def _run(self, conn: sqlite3.Connection) -> None:
+        """Run calls as one transaction.
+
+        Raises `sqlite3.Error` when the transaction fails as a whole, leaving unsettled whom that
+        concerns.
+        """
+
+    def _next(self) -> Call[Any] | None:
+        """The next call that somebody still waits for, now begun."""
+        with contextlib.suppress(IndexError):
+            while True:
+                call = self.waiting.popleft()
+                if call.waiter is not None:
+                    self.begun.append(call)
+                    return call
+        return None
+
+    def _attempt(self, call: Call[Any], conn: sqlite3.Connection) -> bool:
+        """Run one call; whether it succeeded. Raises `sqlite3.Error` when its failure is the whole
+        transaction's."""
+        try:
+            call.result = call.fn(conn)
+        except sqlite3.Error as exc:
+            _drop_frames(exc)
+            # On a full disk or an I/O error SQLite may have rolled everything back on its own.
+            if _primary_code(exc) in _BROKEN or not conn.in_transaction:
+                raise
+            if call.waiter is not None:
+                self._failures.append(exc)
+            call.error = _memory_failure(exc)
+        except Exception as exc:  # noqa: BLE001 - it is raised again in the caller
+            _drop_frames(exc)
+            call.error = exc
+        return call.error is None
+
+    def _recover(self, exc: sqlite3.Error) -> None:
+        """End the failed transaction, and part with the connection where that is not enough."""
+        conn = self._conn
+        if conn is None:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            if conn.in_transaction:
+                conn.execute("ROLLBACK")
+            if _primary_code(exc) not in _BROKEN:
+                return
+        self._conn = None
+        self.replaced += 1
+        with contextlib.suppress(sqlite3.Error):
+            conn.close()
+
+
+class Writer(Lane):
+    """The one connection that writes, and the only one that ever runs a `wal_checkpoint`."""
+
+    def close(self) -> None:
+        """Move the write-ahead log into the database file, then close."""
+        if self._conn is not None:
+            try:
+                self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except sqlite3.Error as exc:
+                # Nothing is lost: the next start finds it all in the log.
+                _log.warning("wal_checkpoint_failed", error=str(exc))
+        super().close()
+
+    def _run(self, conn: sqlite3.Connection) -> None:
+        execute = conn.cursor().execute
+        execute("BEGIN IMMEDIATE")
+        ends_at = time.perf_counter() + MAX_BATCH_S
+        while (call := self._next()) is not None:
+            execute("SAVEPOINT call")
+            if not self._attempt(call, conn):
+                execute("ROLLBACK TO call")
+            execute("RELEASE call")
+            if time.perf_counter() >= ends_at:
+                break
+        execute("COMMIT")
+        for call in self.begun:
+            call.settled = True
+
+
+class Reader(Lane):
+    """A connection that only reads."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._current: Call[Any] | None = None
+        super().__init__(lambda: self._watched(connect()))
+
+    def _run(self, conn: sqlite3.Connection) -> None:
+        conn.execute("BEGIN")
+        ends_at = time.perf_counter() + MAX_BATCH_S
+        while (call := self._next()) is not None:
+            self._current = call
+            self._attempt(call, conn)
+            call.settled = True
+            if time.perf_counter() >= ends_at:
+                break
+        self._current = None
+        conn.execute("COMMIT")
+
+    def _watched(self, conn: sqlite3.Connection) -> sqlite3.Connection:
+        # Not Connection.interrupt(): by the time it strikes, the thread may be at the next call.
+        conn.set_progress_handler(self._is_abandoned, PROGRESS_STEPS)
+        return conn
+
+    def _is_abandoned(self) -> bool:
+        return self._current is not None and self._current.waiter is None
+
+
+class SharedReader(Reader):
+    """A reader over the writer's own connection, for a database in memory: there is no second
+    connection to it. Runs only where batches never overlap."""
+
+    def close(self) -> None:
+        """Nothing: the connection is the writer's to close."""
+
+    def _run(self, conn: sqlite3.Connection) -> None:
+        conn.execute("PRAGMA query_only = ON")
+        try:
+            super()._run(conn)
+        finally:
+            conn.execute("PRAGMA query_only = OFF")
+
+
+def _drop_frames(exc: BaseException) -> None:
+    """Empty the frames the traceback holds: a half-read cursor in one of them would keep this
+    connection's snapshot alive for as long as somebody looks at the exception."""
+    traceback.clear_frames(exc.__traceback__)
+
+
+def _memory_failure(exc: sqlite3.Error) -> MemoryFailure:
+    """What a caller is told; the cause is for the log."""
+    code = _primary_code(exc)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        failure = MemoryFailure("the database is busy", retry_after_s=1.0)
+    elif code == sqlite3.SQLITE_FULL:
+        failure = MemoryFailure("the database's disk is full")
+    else:
+        failure = MemoryFailure("the database could not be read or written")
+    failure.__cause__ = exc
+    return failure
+
+
+def _primary_code(exc: sqlite3.Error) -> int | None:
+    # Errors that the sqlite3 module raises by itself (a closed connection) have none.
+    code: int | None = getattr(exc, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF

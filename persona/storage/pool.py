@@ -1,0 +1,225 @@
+"""The database as tasks see it: hand in a function of a connection, wait for what it returns.
+
+One writer and a few readers, each a task with a connection of its own. Each takes everything that
+waits, runs it as one transaction in one hop to a thread (`batch`), and wakes the callers. A call alone
+waits for nobody; under load calls share the hop, the transaction and, for writes, the disk's
+`fsync`, which is where the speed comes from: there is no pool of connections to wait for.
+
+Rules:
+
+* A write is answered after its commit. Its caller's error rolls back that write alone.
+* Cancelling a caller is safe: a call that has not started is dropped; a write that has is committed or
+  rolled back as a whole, with nobody told which.
+* At most `max_queue` callers wait on each side; a further one waits `queue.MAX_ADMISSION_S` for a place,
+  then gets `Overloaded`.
+* Leaving `open_database` finishes what was accepted, even when the surrounding scope is cancelled,
+  for at most `CLOSE_TIMEOUT_S`.
+* Threads hold connections, so none is ever abandoned.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar, final
+
+import attrs
+import trio
+
+from persona.groups import ungrouped
+from persona.storage.batch import Lane, Reader, SharedReader, Writer
+from persona.storage.connection import (
+    MEMORY,
+    ConnectionSettings,
+    Synchronous,
+    startup_errors,
+    warn_of_wal_reset_bug,
+)
+from persona.storage.queue import CallQueue
+
+T = TypeVar("T")
+Hop = Callable[[Callable[[], T]], Awaitable[T]]
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long closing waits for accepted calls. Above `busy_timeout_s`, so that a lock held by another
+program shows as what it is."""
+
+
+@attrs.frozen(kw_only=True)
+class DatabaseStatistics:
+    """Figures since the start, or of this moment."""
+
+    write_queue_length: int
+    read_queue_length: int
+    writes: int
+    """Calls that ran, whatever became of them; `reads` likewise."""
+    reads: int
+    last_batch_size: int
+    """Writes in the last transaction."""
+    mean_batch_size: float
+    readers_busy: int
+    replaced_connections: int
+
+
+@final
+class Database:
+    """Reads and writes of one database. Made by `open_database`; safe to use from many tasks."""
+
+    def __init__(self, writes: CallQueue, reads: CallQueue) -> None:
+        self._writes = writes
+        self._reads = reads
+
+    async def write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `fn` on the writer's connection; returns when what it did is on disk.
+
+        `fn` runs in a thread, inside a transaction it must not end, and returns nothing tied to the
+        connection. What it raises rolls it back and is raised here; `sqlite3.Error` becomes
+        `MemoryFailure`, and so does a failed commit. Also raises `Overloaded` and `ShuttingDown`.
+
+        Cancelling is safe: `fn` is then done wholly or not at all.
+        """
+        return await self._writes.call(fn)
+
+    async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `fn` on a reader's connection, where everything it reads is one snapshot that holds at
+        least what was written before.
+
+        The rules for `fn` and the errors are those of `write`. Cancelling is safe, and stops a long
+        query.
+        """
+        return await self._reads.call(fn)
+
+    def statistics(self) -> DatabaseStatistics:
+        """Figures for the monitor. Cheap; no I/O."""
+        writes, reads = self._writes, self._reads
+        return DatabaseStatistics(
+            write_queue_length=len(writes),
+            read_queue_length=len(reads),
+            writes=writes.answered,
+            reads=reads.answered,
+            last_batch_size=writes.last_batch,
+            mean_batch_size=writes.answered / writes.batches if writes.batches else 0.0,
+            readers_busy=reads.busy,
+            replaced_connections=sum(lane.replaced for lane in (*writes.lanes, *reads.lanes)),
+        )
+
+
+@asynccontextmanager
+async def open_database(
+    path: Path | Literal[":memory:"],
+    *,
+    readers: int = 2,
+    synchronous: Synchronous = "full",
+    busy_timeout_s: float = 5,
+    cache_pages: int = 10_000,
+    max_queue: int = 1024,
+    threads: bool = True,
+) -> AsyncIterator[Database]:
+    """Open the database at `path`, creating or migrating it, until the block is left.
+
+    `threads=False` goes with `":memory:"` and only with it: one connection, and batches that run in
+    the event loop, so that everything is exact under `trio.testing.MockClock`.
+
+    Raises `DatabaseError` when the file cannot be used. The connections' tasks are this function's
+    own affair: an exception of the block leaves it as it is, in no group.
+    """
+    if (str(path) == MEMORY) == threads:
+        raise ValueError('":memory:" needs threads=False, and threads=False needs ":memory:"')
+    settings = ConnectionSettings(
+        path=Path(path).absolute(),
+        synchronous=synchronous,
+        busy_timeout_s=busy_timeout_s,
+        cache_pages=cache_pages,
+    )
+    writes, reads = CallQueue(max_queue), CallQueue(max_queue)
+    if threads:
+        hop: Hop[Any] = partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(readers + 1))
+        warn_of_wal_reset_bug()
+        writer, reads.lanes = await hop(partial(_open_lanes, settings, readers))
+    else:
+        hop = _stay
+        conn = settings.open_memory()
+        writer, reads.lanes = Writer(lambda: conn), [SharedReader(lambda: conn)]
+        writer.open()
+    writes.lanes = [writer]
+
+    with ungrouped():
+        async with _serving(writes, reads, hop):
+            yield Database(writes, reads)
+
+
+@asynccontextmanager
+async def _serving(writes: CallQueue, reads: CallQueue, hop: Hop[Any]) -> AsyncIterator[None]:
+    """Run the lanes while the block runs, and until what it put in is done."""
+    # The lanes are shielded for as long as the block runs, because those in it may still save something
+    # while they are being cancelled; the end of the block bounds that.
+    scope = trio.CancelScope(shield=True)
+    drained = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_run_lanes, writes, reads, hop, scope, drained)
+        try:
+            yield
+        finally:
+            writes.close()
+            reads.close()
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await drained.wait()
+            writes.give_up()
+            reads.give_up()
+            scope.cancel()
+
+
+async def _run_lanes(
+    writes: CallQueue, reads: CallQueue, hop: Hop[Any], scope: trio.CancelScope, drained: trio.Event
+) -> None:
+    """Run the lanes until their queues are closed and empty, then close the connections."""
+    try:
+        with scope:
+            async with trio.open_nursery() as watchers:
+                # Not for one lane, and never under a mock clock: its timer would move the time.
+                if len(reads.lanes) > 1:
+                    watchers.start_soon(reads.watch)
+                async with trio.open_nursery() as nursery:
+                    for queue in (writes, reads):
+                        for lane in queue.lanes:
+                            nursery.start_soon(_work, queue, lane, hop)
+                watchers.cancel_scope.cancel()
+    finally:
+        drained.set()
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            # The writer last: whoever closes last moves the log into the file.
+            await hop(partial(_close_lanes, (*reads.lanes, *writes.lanes)))
+
+
+@trio.lowlevel.enable_ki_protection
+async def _work(queue: CallQueue, lane: Lane, hop: Hop[None]) -> None:
+    while await queue.take(lane):
+        await hop(lane.run)
+        queue.answer(lane)
+
+
+async def _stay(fn: Callable[[], T]) -> T:
+    """A hop that leads nowhere: for a database in memory."""
+    await trio.lowlevel.checkpoint()
+    return fn()
+
+
+def _open_lanes(settings: ConnectionSettings, readers: int) -> tuple[Lane, list[Lane]]:
+    writer = Writer(settings.connect)
+    others: list[Lane] = [Reader(partial(settings.connect, query_only=True)) for _ in range(readers)]
+    lanes = [writer, *others]
+    with startup_errors(settings.path):
+        settings.prepare()
+        try:
+            for lane in lanes:
+                lane.open()
+        except BaseException:
+            _close_lanes(reversed(lanes))
+            raise
+    return writer, others
+
+
+def _close_lanes(lanes: Iterable[Lane]) -> None:
+    for lane in lanes:
+        lane.close()
