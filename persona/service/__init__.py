@@ -1,0 +1,1 @@
+"""What the server does, with no idea of sockets or JSON."""

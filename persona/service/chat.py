@@ -1,0 +1,391 @@
+"""One turn: context -> prompt -> a slot of the model -> generation -> saved turn -> answer.
+
+There is one path for every kind of chat. What the client says and what the persona answered are
+written in one transaction before the answer is given, so an acknowledged turn is on disk. A turn
+that was cut after its first token is saved with what there is and marked with its
+`finish_reason`; a turn that failed before its first token leaves no trace, so that it can simply
+be tried again.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import attrs
+import structlog
+import trio
+
+from persona.errors import (
+    Conflict,
+    DeadlineExceeded,
+    LLMUnavailable,
+    MemoryFailure,
+    NotFound,
+    PersonaError,
+    PersonaNotFound,
+    RequestCancelled,
+    ShuttingDown,
+)
+from persona.llm.backend import Backend, Completed, Delta, GenerateOptions
+from persona.llm.prompt import build_messages, estimate_tokens
+from persona.metrics import Metrics
+from persona.model import FinishReason, InteractionState, NewTurn, Persona, Turn
+from persona.service import availability
+from persona.service.background import Background, Importance
+from persona.service.personas import Personas
+from persona.service.scheduler import Scheduler
+from persona.service.sessions import RunningRequest
+from persona.storage import store
+from persona.storage.pool import Database
+
+log = structlog.get_logger()
+
+MAX_HISTORY_TURNS = 200
+"""Turns read for a prompt: more than fit any context this server is likely to meet."""
+MAX_ANSWER_BYTES = 256 * 1024
+"""Where an answer is cut whatever the backend counts: a model that never stops must not fill
+the memory or the database."""
+SAVE_TIMEOUT_S = 10.0
+"""How long saving a turn may take. Saving is shielded, so that an answer is not lost because its
+client left while it was being written; the bound keeps a stuck disk from holding up the
+connection's end. Above `database.busy_timeout_s`, so that a lock held by someone else shows as
+what it is."""
+
+
+@attrs.frozen(kw_only=True)
+class TurnRequest:
+    """What is asked of a persona, already checked against the session's rights."""
+
+    persona: Persona
+    conversation_id: str
+    user: str
+    party: str
+    line: str
+    options: GenerateOptions
+    client_msg_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class TurnAnswer:
+    """What came of it. Durations are seconds; `time_to_first_token_s` counts from the request."""
+
+    text: str
+    response_type: str
+    conversation_id: str
+    turn_id: int
+    finish_reason: FinishReason
+    model: str
+    tokens_used: int
+    processing_time_s: float
+    time_to_first_token_s: float
+    continue_score: float
+    social_energy: float
+    available_time_s: float
+    interaction_fatigue: float
+
+
+class TurnObserver(Protocol):
+    """Told of a turn's progress as it happens. Must not wait and must not raise."""
+
+    def started(self) -> None:
+        """The turn will be attempted."""
+        ...
+
+    def queued(self, position: int) -> None:
+        """It waits for the model; 1 is next."""
+        ...
+
+    def delta(self, text: str) -> None:
+        """A piece of the answer."""
+        ...
+
+
+@attrs.define(eq=False)
+class _Draft:
+    """An answer in the making."""
+
+    started_at: float
+    deltas: list[str] = attrs.field(factory=list)
+    size_bytes: int = 0
+    first_token_at: float | None = None
+    finish_reason: FinishReason = "stop"
+    model: str = ""
+    tokens: int | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.deltas)
+
+    @property
+    def tokens_used(self) -> int:
+        """The backend's own count, else our estimate of what was said."""
+        return self.tokens if self.tokens is not None else estimate_tokens(self.text)
+
+
+class Chat:
+    """Takes turns. `context_tokens` is the model's context, prompt and answer together."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        backend: Backend,
+        personas: Personas,
+        scheduler: Scheduler,
+        background: Background,
+        metrics: Metrics,
+        context_tokens: int,
+        first_token_timeout_s: float,
+        now: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._backend = backend
+        self._personas = personas
+        self._scheduler = scheduler
+        self._background = background
+        self._metrics = metrics
+        self._context_tokens = context_tokens
+        self._first_token_timeout_s = first_token_timeout_s
+        self._now = now
+        self._locks: dict[str, trio.StrictFIFOLock] = {}
+
+    async def turn(self, request: TurnRequest, running: RunningRequest, observer: TurnObserver) -> TurnAnswer:
+        """Take one turn; turns of one conversation are taken one after the other, in order.
+
+        Raises `PersonaUnavailable`, `Overloaded`, `LLMUnavailable`, `RequestCancelled`,
+        `DeadlineExceeded`, `ShuttingDown`, `Conflict` (the `client_msg_id` was used with another
+        line) or `MemoryFailure`. When a part of the answer was saved, the error's `details` hold
+        `partial_response` and `turn_id`. Cancelling is safe.
+        """
+        draft = _Draft(started_at=trio.current_time())
+        async with self._in_order(request.conversation_id, running):
+            with running.interruptible():
+                stored = await self._stored_answer(request)
+            if stored is not None:
+                observer.started()
+                observer.delta(stored.text)
+                return stored
+            availability.require_available(self._personas.state(request.persona), request.persona)
+            observer.started()
+            failure = await self._attempt(request, running, observer, draft)
+            if failure is None:
+                return await self._save(request, draft)
+            self._metrics.turns.labels(draft.finish_reason).inc()
+            if draft.deltas:
+                answer = await self._save(request, draft)
+                failure.details = {
+                    **(failure.details or {}),
+                    "partial_response": answer.text,
+                    "turn_id": answer.turn_id,
+                    "finish_reason": answer.finish_reason,
+                }
+            raise failure
+
+    @asynccontextmanager
+    async def _in_order(self, conversation_id: str, running: RunningRequest) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(conversation_id, trio.StrictFIFOLock())
+        try:
+            with running.interruptible():
+                # The lock serves in the order of these calls, so the session's next turn may come.
+                running.place()
+                await lock.acquire()
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            statistics = lock.statistics()
+            if not statistics.locked and not statistics.tasks_waiting:
+                self._locks.pop(conversation_id, None)
+
+    async def _attempt(
+        self, request: TurnRequest, running: RunningRequest, observer: TurnObserver, draft: _Draft
+    ) -> PersonaError | None:
+        """Generate into `draft`; what stopped it, if anything did."""
+        try:
+            with running.interruptible():
+                await self._generate(request, observer, draft)
+        except trio.Cancelled:
+            await self._save_disconnected(request, draft)  # noqa: ASYNC102 - shielded in there
+            raise
+        except LLMUnavailable as exc:
+            draft.finish_reason = "error"
+            return exc
+        except DeadlineExceeded as exc:
+            draft.finish_reason = "timeout"
+            return exc
+        except (RequestCancelled, ShuttingDown) as exc:
+            draft.finish_reason = "cancelled"
+            return exc
+        return None
+
+    async def _generate(self, request: TurnRequest, observer: TurnObserver, draft: _Draft) -> None:
+        async with self._scheduler.slot(request.party, observer.queued):
+            history = await self._history(request.conversation_id)
+            mood = availability.mood_words(self._personas.state(request.persona), request.persona)
+            prompt = build_messages(
+                request.persona,
+                mood,
+                history,
+                request.line,
+                budget_tokens=max(
+                    self._context_tokens - request.options.max_tokens, self._context_tokens // 4
+                ),
+            )
+            asked_at = trio.current_time()
+            # One scope for the first token and for every silence after it: a model that stalls
+            # in the middle holds its slot no longer than one that never begins.
+            with trio.CancelScope(deadline=asked_at + self._first_token_timeout_s) as patience:
+                async with self._backend.generate(prompt.messages, request.options) as events:
+                    async for event in events:
+                        patience.deadline = trio.current_time() + self._first_token_timeout_s
+                        if isinstance(event, Completed):
+                            self._complete(draft, event)
+                        elif self._take(draft, event, request, observer, asked_at):
+                            break
+                        # A model server may send a whole answer in one burst; its client's writer,
+                        # and everybody else, must get their turn in between.
+                        await trio.lowlevel.checkpoint()
+            if patience.cancelled_caught:
+                raise LLMUnavailable(
+                    f"the model was silent for {self._first_token_timeout_s:g} s", retry_after_s=5.0
+                )
+
+    def _take(
+        self, draft: _Draft, event: Delta, request: TurnRequest, observer: TurnObserver, asked_at: float
+    ) -> bool:
+        """Add a delta; whether the answer must be cut here."""
+        if draft.first_token_at is None:
+            draft.first_token_at = trio.current_time()
+            self._metrics.first_token_seconds.observe(draft.first_token_at - asked_at)
+        draft.deltas.append(event.text)
+        draft.size_bytes += len(event.text.encode())
+        observer.delta(event.text)
+        # A delta is a token or more, so a backend that obeys the budget never gets here.
+        if len(draft.deltas) <= request.options.max_tokens * 2 and draft.size_bytes <= MAX_ANSWER_BYTES:
+            return False
+        log.warning("answer_cut", size_bytes=draft.size_bytes, deltas=len(draft.deltas))
+        draft.finish_reason = "length"
+        draft.model = request.options.model or self._backend.model
+        return True
+
+    @staticmethod
+    def _complete(draft: _Draft, event: Completed) -> None:
+        draft.finish_reason = event.finish_reason
+        draft.model = event.model
+        draft.tokens = event.completion_tokens
+
+    async def _history(self, conversation_id: str) -> list[Turn]:
+        turns, _ = await self._database.read(
+            lambda conn: store.recent_turns(conn, conversation_id, MAX_HISTORY_TURNS)
+        )
+        return turns
+
+    async def _save(self, request: TurnRequest, draft: _Draft) -> TurnAnswer:
+        """Put the user's line and the answer on disk together, then let the turn take its toll."""
+        now = trio.current_time()
+        processing_time_s = now - draft.started_at
+        tokens_used = draft.tokens_used
+        state = self._personas.record_turn(
+            request.persona,
+            line=request.line,
+            tokens_used=tokens_used,
+            processing_time_s=processing_time_s,
+        )
+        figures = self._figures(request, draft, state, processing_time_s)
+        said_at = self._now()
+        turns = (
+            NewTurn(
+                role="user",
+                speaker_id=request.user,
+                content=request.line,
+                created_at=said_at - processing_time_s,
+                client_msg_id=request.client_msg_id,
+            ),
+            NewTurn(
+                role="assistant",
+                speaker_id=request.persona.id,
+                content=draft.text,
+                created_at=said_at,
+                tokens_used=tokens_used,
+                finish_reason=draft.finish_reason,
+                details=figures,
+            ),
+        )
+        saved = await self._append(request, turns)
+        persona_id = request.persona.id
+        self._background.submit(
+            "save_state", lambda: self._personas.save_state(persona_id), Importance.NORMAL
+        )
+        self._metrics.tokens.inc(tokens_used)
+        if draft.finish_reason in ("stop", "length"):
+            self._metrics.turns.labels(draft.finish_reason).inc()
+        return _answer(saved[-1])
+
+    async def _append(self, request: TurnRequest, turns: tuple[NewTurn, ...]) -> list[Turn]:
+        saved: list[Turn] | None = None
+        with trio.move_on_after(SAVE_TIMEOUT_S, shield=True):
+            try:
+                saved = await self._database.write(
+                    lambda conn: store.append_turns(conn, request.conversation_id, turns)
+                )
+            except NotFound as exc:
+                if self._personas.get(request.persona.id) is None:
+                    raise PersonaNotFound("the persona was deleted meanwhile") from exc
+                raise
+        if saved is None:
+            raise MemoryFailure("the turn could not be saved in time", retry_after_s=SAVE_TIMEOUT_S)
+        return saved
+
+    async def _save_disconnected(self, request: TurnRequest, draft: _Draft) -> None:
+        """Keep what was said before the connection ended; there is nobody left to tell if it fails."""
+        if not draft.deltas:
+            return
+        draft.finish_reason = "disconnected"
+        self._metrics.turns.labels(draft.finish_reason).inc()
+        try:
+            await self._save(request, draft)
+        except PersonaError as exc:
+            log.warning("partial_answer_lost", reason=exc.reason)
+
+    def _figures(
+        self, request: TurnRequest, draft: _Draft, state: InteractionState, processing_time_s: float
+    ) -> dict[str, Any]:
+        first_token_at = draft.first_token_at
+        return {
+            "response_type": "scripted" if self._backend.provider == "scripted" else "llm",
+            "model": draft.model or request.options.model or self._backend.model,
+            "processing_time_s": round(processing_time_s, 4),
+            "time_to_first_token_s": round((first_token_at or draft.started_at) - draft.started_at, 4),
+            "continue_score": availability.continue_score(state, request.persona),
+            "social_energy": round(state.social_energy, 2),
+            "available_time_s": round(state.available_time_s, 2),
+            "interaction_fatigue": round(state.interaction_fatigue, 2),
+        }
+
+    async def _stored_answer(self, request: TurnRequest) -> TurnAnswer | None:
+        """The answer given before to this `client_msg_id`, if there is one."""
+        client_msg_id = request.client_msg_id
+        if client_msg_id is None:
+            return None
+        found = await self._database.read(
+            lambda conn: store.turn_by_client_msg_id(conn, request.conversation_id, client_msg_id)
+        )
+        if found is None:
+            return None
+        said, answered = found
+        if said.content != request.line:
+            raise Conflict("this client_msg_id was used with another message", field="client_msg_id")
+        return _answer(answered) if answered is not None else None
+
+
+def _answer(turn: Turn) -> TurnAnswer:
+    """The answer as it was stored, so that giving it again gives the same."""
+    return TurnAnswer(
+        text=turn.content,
+        conversation_id=turn.conversation_id,
+        turn_id=turn.id,
+        finish_reason=turn.finish_reason or "stop",
+        tokens_used=turn.tokens_used,
+        **(turn.details or {}),
+    )

@@ -1,0 +1,85 @@
+"""Which conversation a session is in, and who may read it."""
+
+import uuid
+from collections.abc import Callable
+
+from persona.errors import NotFound
+from persona.model import Conversation, Persona, Turn
+from persona.service.sessions import Session
+from persona.storage import store
+from persona.storage.pool import Database
+
+
+class Conversations:
+    """Starts, resumes and reads conversations.
+
+    A conversation belongs to a user. A named user's last conversation with a persona is taken
+    up again. Clients without a token are all `anonymous`, so they share nothing by default: each
+    session starts its own, and goes on with an older one only by naming its unguessable id.
+    """
+
+    def __init__(self, database: Database, *, now: Callable[[], float]) -> None:
+        self._database = database
+        self._now = now
+
+    async def current(self, session: Session, persona: Persona) -> str:
+        """The id of the session's conversation with `persona`, resumed or started if need be."""
+        known = session.conversations.get(persona.id)
+        if known is not None:
+            return known
+        user = session.identity.user
+        if session.identity.authenticated and session.resumes:
+            latest = await self._database.read(lambda conn: store.latest_conversation(conn, user, persona.id))
+            if latest is not None:
+                return session.conversations.setdefault(persona.id, latest.id)
+        now = self._now()
+        started = Conversation(
+            id=uuid.uuid4().hex, persona_id=persona.id, user=user, created_at=now, updated_at=now
+        )
+        await self._database.write(lambda conn: store.create_conversation(conn, started))
+        # Two requests of one session may get here at once: the first to finish decides, so that
+        # both speak in the same conversation.
+        return session.conversations.setdefault(persona.id, started.id)
+
+    async def open(self, session: Session, conversation_id: str) -> Conversation:
+        """The conversation of that id. Raises `NotFound` when there is none or it is not the
+        session's to read; the two are not told apart."""
+        found = await self._database.read(lambda conn: store.get_conversation(conn, conversation_id))
+        identity = session.identity
+        reads_all = identity.authenticated and identity.role == "admin"
+        if found is None or (found.user != identity.user and not reads_all):
+            raise NotFound("no such conversation", field="conversation_id")
+        return found
+
+    async def history(
+        self, conversation_id: str, *, limit: int, before: int | None
+    ) -> tuple[list[Turn], bool]:
+        """The newest `limit` turns before turn id `before`, oldest first, and whether there are
+        older ones."""
+        return await self._database.read(
+            lambda conn: store.recent_turns(conn, conversation_id, limit, before)
+        )
+
+    async def list(
+        self, session: Session, *, persona_id: str | None, limit: int, before: str | None
+    ) -> tuple[list[Conversation], str | None]:
+        """The session's conversations, newest first, and the cursor of the next page."""
+        ids = None if session.identity.authenticated else sorted(session.conversations.values())
+        return await self._database.read(
+            lambda conn: store.list_conversations(
+                conn,
+                user=session.identity.user,
+                persona_id=persona_id,
+                ids=ids,
+                limit=limit,
+                before=before,
+            )
+        )
+
+    async def count(self, *, since: float | None = None) -> int:
+        """How many conversations there are, or had a turn since `since`."""
+        return await self._database.read(lambda conn: store.count_conversations(conn, since))
+
+    async def statistics(self, persona: Persona) -> tuple[int, int, float | None]:
+        """Turns, conversations and the time of the last turn of a persona."""
+        return await self._database.read(lambda conn: store.persona_turn_stats(conn, persona.id))

@@ -1,0 +1,198 @@
+"""A client's identity, its current persona, and the requests it has running.
+
+A session is what a request belongs to; a connection only attaches to one. Nothing here knows
+sockets, so a session can later outlive the connection it came in on.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import attrs
+import trio
+
+from persona.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    PersonaError,
+    RequestCancelled,
+    ShuttingDown,
+)
+
+CancelReason = Literal["client", "shutdown"]
+RequestId = str | int
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """Who a client is. `user` names the token's owner; clients without one are `anonymous`,
+    and each of their sessions is its own party when the model's slots are shared out."""
+
+    user: str = "anonymous"
+    role: Literal["user", "admin"] = "user"
+    authenticated: bool = False
+
+
+@attrs.define(eq=False, kw_only=True)
+class RunningRequest:
+    """One accepted request until its answer is given.
+
+    `deadline` is on trio's clock. A stretch of work wrapped in `interruptible()` ends early
+    when the deadline passes or `cancel` is called; work outside it (saving what was said) runs
+    to its end.
+    """
+
+    id: RequestId | None
+    method: str
+    deadline: float = math.inf
+    stream_id: str | None = None
+    placed: trio.Event | None = None
+    """For a request that must keep its order: set once it has its place in what it changes, so
+    that the next one may begin. At the latest when the request ends."""
+    ahead: trio.Event | None = None
+    """`placed` of the ordered request before this one."""
+    _cancel_reason: CancelReason | None = None
+    _scope: trio.CancelScope | None = None
+
+    def cancel(self, reason: CancelReason) -> None:
+        """Cut the interruptible stretch that runs now, and any later one. The first reason stays."""
+        if self._cancel_reason is None:
+            self._cancel_reason = reason
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def wait_for_place(self) -> None:
+        """Wait until the ordered request before this one has its place. Raises as `interruptible`."""
+        if self.ahead is not None and not self.ahead.is_set():
+            with self.interruptible():
+                await self.ahead.wait()
+        self.ahead = None
+
+    def place(self) -> None:
+        """Let the next ordered request begin."""
+        if self.placed is not None:
+            self.placed.set()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Run the body under the request's deadline and cancellation.
+
+        Raises `RequestCancelled`, `ShuttingDown` or `DeadlineExceeded` when the body was cut.
+        May be entered several times, one after the other.
+        """
+        scope = self._scope = trio.CancelScope(deadline=self.deadline)
+        if self._cancel_reason is not None:
+            scope.cancel()
+        try:
+            with scope:
+                yield
+        finally:
+            self._scope = None
+        if scope.cancelled_caught:
+            raise self._interruption()
+
+    def _interruption(self) -> PersonaError:
+        if self._cancel_reason == "client":
+            return RequestCancelled("cancelled by the client")
+        if self._cancel_reason == "shutdown":
+            return ShuttingDown("the server shuts down", retry_after_s=5.0)
+        return DeadlineExceeded("the request's time is up")
+
+
+@attrs.define(eq=False, kw_only=True)
+class Session:
+    """One client's state. Owned by its connection's tasks; nothing else writes it."""
+
+    id: str
+    identity: Identity
+    current_persona_id: str | None = None
+    conversations: dict[str, str] = attrs.field(factory=dict)
+    """Persona id to the id of this session's conversation with it."""
+    resumes: bool = True
+    """Whether a named user's last conversation is taken up again; `session.clear` ends that."""
+    frames_in_flight: int = 0
+    """JSON-RPC frames accepted and not yet answered; a batch is one."""
+    _requests: set[RunningRequest] = attrs.field(factory=set)
+    _by_id: dict[RequestId, RunningRequest] = attrs.field(factory=dict)
+    _last_ordered: trio.Event | None = None
+
+    @property
+    def fairness_key(self) -> str:
+        """The party this session counts as when the model's slots are shared out."""
+        return self.identity.user if self.identity.authenticated else self.id
+
+    @property
+    def in_flight(self) -> int:
+        """Requests and notifications accepted and not yet done."""
+        return len(self._requests)
+
+    def begin(self, request: RunningRequest, *, ordered: bool = False) -> None:
+        """Register `request`; an `ordered` one will wait for the ordered one registered before it.
+
+        Raises `InvalidRequest` when its id is in flight already.
+        """
+        if request.id is not None:
+            if request.id in self._by_id:
+                raise InvalidRequest("a request with this id is still running")
+            self._by_id[request.id] = request
+        self._requests.add(request)
+        if ordered:
+            # Each knows only the event of the one before it: a chain of the requests themselves
+            # would keep every one of them in memory.
+            request.ahead, request.placed = self._last_ordered, trio.Event()
+            self._last_ordered = request.placed
+
+    def end(self, request: RunningRequest) -> None:
+        """Forget `request`; its id may be used again."""
+        request.place()
+        self._requests.discard(request)
+        if request.id is not None:
+            self._by_id.pop(request.id, None)
+
+    def find(self, *, request_id: RequestId | None, stream_id: str | None) -> RunningRequest | None:
+        """The running request with that id, or the one whose stream has that id."""
+        if request_id is not None:
+            return self._by_id.get(request_id)
+        return next((r for r in self._requests if r.stream_id == stream_id), None)
+
+    def cancel_all(self, reason: CancelReason) -> None:
+        """Cancel whatever runs; each request still gives its one answer."""
+        for request in tuple(self._requests):
+            request.cancel(reason)
+
+    def clear(self) -> None:
+        """Forget the current persona and every context window; stored turns stay."""
+        self.current_persona_id = None
+        self.conversations.clear()
+        self.resumes = False
+
+
+class Sessions:
+    """The sessions there are."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._open: dict[str, Session] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(tuple(self._open.values()))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, identity: Identity) -> Session:
+        """A new session; ids are never reused."""
+        session = Session(id=f"s{next(self._numbers)}", identity=identity)
+        self._open[session.id] = session
+        return session
+
+    def close(self, session: Session) -> None:
+        """Forget `session`."""
+        self._open.pop(session.id, None)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests running in all sessions."""
+        return sum(session.in_flight for session in self._open.values())

@@ -1,0 +1,109 @@
+"""Sessions and their running requests."""
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from persona.errors import DeadlineExceeded, InvalidRequest, RequestCancelled, ShuttingDown
+from persona.service.sessions import CancelReason, Identity, RunningRequest, Sessions
+
+
+async def test_a_request_that_is_done_in_time_is_left_alone(autojump_clock: MockClock) -> None:
+    request = RunningRequest(id=1, method="m", deadline=10.0)
+    with request.interruptible():
+        await trio.sleep(9)
+    await trio.sleep(5)  # outside the stretch, the deadline means nothing
+
+
+async def test_the_deadline_cuts_the_stretch(autojump_clock: MockClock) -> None:
+    request = RunningRequest(id=1, method="m", deadline=10.0)
+    with pytest.raises(DeadlineExceeded), request.interruptible():
+        await trio.sleep_forever()
+    assert trio.current_time() == 10
+    with pytest.raises(DeadlineExceeded), request.interruptible():
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(("reason", "error"), [("client", RequestCancelled), ("shutdown", ShuttingDown)])
+async def test_a_cancel_cuts_it_with_its_own_error(reason: CancelReason, error: type[Exception]) -> None:
+    request = RunningRequest(id=1, method="m")
+    reached = []
+
+    async def work() -> None:
+        with pytest.raises(error), request.interruptible():
+            await trio.sleep_forever()
+        reached.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        await wait_all_tasks_blocked()
+        request.cancel(reason)
+        request.cancel("shutdown")  # the first reason stays
+    assert reached
+
+
+async def test_a_cancel_before_the_stretch_cuts_it_at_its_first_wait() -> None:
+    request = RunningRequest(id=1, method="m")
+    request.cancel("client")
+    with pytest.raises(RequestCancelled), request.interruptible():
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_surrounding_cancel_is_no_errors_business() -> None:
+    request = RunningRequest(id=1, method="m")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        with request.interruptible():
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+def test_ids_of_requests_are_unique_while_in_flight() -> None:
+    session = Sessions().open(Identity())
+    first = RunningRequest(id=7, method="m")
+    session.begin(first)
+    with pytest.raises(InvalidRequest):
+        session.begin(RunningRequest(id=7, method="m"))
+    session.begin(RunningRequest(id="7", method="m"))
+    session.begin(RunningRequest(id=None, method="m"))
+    session.begin(RunningRequest(id=None, method="m"))
+    assert session.in_flight == 4
+    session.end(first)
+    session.begin(RunningRequest(id=7, method="m"))
+
+
+def test_requests_are_found_by_id_or_by_stream() -> None:
+    session = Sessions().open(Identity())
+    request = RunningRequest(id=7, method="m", stream_id="s")
+    session.begin(request)
+    assert session.find(request_id=7, stream_id=None) is request
+    assert session.find(request_id=None, stream_id="s") is request
+    assert session.find(request_id=8, stream_id=None) is None
+    assert session.find(request_id=None, stream_id="t") is None
+
+
+def test_session_ids_are_never_reused() -> None:
+    sessions = Sessions()
+    first = sessions.open(Identity())
+    sessions.close(first)
+    second = sessions.open(Identity())
+    assert first.id != second.id
+    assert list(sessions) == [second]
+    assert len(sessions) == 1
+
+
+def test_anonymous_sessions_are_parties_of_their_own() -> None:
+    sessions = Sessions()
+    named = Identity(user="ann", authenticated=True)
+    assert sessions.open(named).fairness_key == sessions.open(named).fairness_key == "ann"
+    assert sessions.open(Identity()).fairness_key != sessions.open(Identity()).fairness_key
+
+
+def test_clearing_forgets_the_context_windows() -> None:
+    session = Sessions().open(Identity(user="ann", authenticated=True))
+    session.current_persona_id = "p"
+    session.conversations["p"] = "c"
+    session.clear()
+    assert session.current_persona_id is None
+    assert session.conversations == {}
+    assert not session.resumes
