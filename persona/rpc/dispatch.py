@@ -1,0 +1,297 @@
+"""Calls -> answers: the registry of methods, admission of requests, deadlines, error -> code.
+
+`accept` is what the reader does: synchronous, it refuses at once what cannot run. `run` is what a
+worker does. Each accepted request gives exactly one answer, each notification none; this module
+is where an error becomes a reply.
+"""
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import attrs
+import structlog
+import trio
+
+from persona.config import LimitSettings
+from persona.errors import (
+    InternalError,
+    InvalidRequest,
+    MethodNotFound,
+    Overloaded,
+    PersonaError,
+    ShuttingDown,
+    Unauthorized,
+)
+from persona.metrics import Metrics
+from persona.rpc import jsonrpc
+from persona.rpc.validation import convert_params
+from persona.service.sessions import RunningRequest, Session
+from persona.service.subscriber import Subscriber
+
+log = structlog.get_logger()
+
+Bound = Literal["handlers", "model"]
+"""What bounds a method: the handler pool, or the model's own slots and queue. A chat may wait for
+the model for minutes; if it held a place in the handler pool meanwhile, a hundred chats would
+lock everybody else out."""
+
+
+@attrs.frozen(kw_only=True)
+class MethodSpec:
+    """What is published of a method, and how it runs."""
+
+    name: str
+    params: type
+    result: type
+    summary: str
+    admin: bool = False
+    bound: Bound = "handlers"
+    streams: bool = False
+    """Answers with several frames under its own id, which a batch has no place for."""
+    ordered: bool = False
+    """Takes its place in the order in which it was sent among the session's other ordered calls:
+    a chat that follows a switch is said to the new persona, and two lines are said in turn."""
+
+
+@attrs.frozen(kw_only=True)
+class Call:
+    """What a handler knows of its caller; `subscriber` takes frames to be sent ahead of the answer."""
+
+    session: Session
+    request: RunningRequest
+    subscriber: Subscriber
+
+
+Handler = Callable[[Call, Any], Awaitable[Any]]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def method(
+    name: str,
+    *,
+    params: type,
+    result: type,
+    admin: bool = False,
+    bound: Bound = "handlers",
+    streams: bool = False,
+    ordered: bool = False,
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Mark a handler; its docstring's first paragraph is the published summary."""
+
+    def mark(handler: Callable[_P, _R]) -> Callable[_P, _R]:
+        summary = " ".join((handler.__doc__ or "").split("\n\n")[0].split())
+        spec = MethodSpec(
+            name=name,
+            params=params,
+            result=result,
+            summary=summary,
+            admin=admin,
+            bound=bound,
+            streams=streams,
+            ordered=ordered,
+        )
+        handler.__rpc__ = spec  # type: ignore[attr-defined]
+        return handler
+
+    return mark
+
+
+class Registry:
+    """The callable methods by name."""
+
+    def __init__(self, namespaces: Iterable[object]) -> None:
+        self._methods: dict[str, tuple[MethodSpec, Handler]] = {}
+        for namespace in namespaces:
+            for attribute in vars(type(namespace)).values():
+                spec = getattr(attribute, "__rpc__", None)
+                if spec is not None:
+                    self.add(spec, attribute.__get__(namespace))
+
+    def add(self, spec: MethodSpec, handler: Handler) -> None:
+        """Register one method; a name can be registered once."""
+        if spec.name in self._methods:
+            raise ValueError(f"method {spec.name} is registered twice")
+        self._methods[spec.name] = (spec, handler)
+
+    def find(self, name: str) -> tuple[MethodSpec, Handler] | None:
+        """The method of that name."""
+        return self._methods.get(name)
+
+    def specs(self) -> list[MethodSpec]:
+        """Every method, by name."""
+        return [self._methods[name][0] for name in sorted(self._methods)]
+
+
+@attrs.frozen(eq=False)
+class Accepted:
+    """One call that may run."""
+
+    message: jsonrpc.Request | jsonrpc.Notification
+    request: RunningRequest
+
+
+@attrs.frozen(eq=False)
+class Work:
+    """One frame's calls, in order, with the refusals among them already encoded."""
+
+    entries: tuple[Accepted | bytes, ...]
+    is_batch: bool
+
+
+class Dispatcher:
+    """Runs calls against the registry. One per server."""
+
+    def __init__(self, registry: Registry, limits: LimitSettings, metrics: Metrics) -> None:
+        self._registry = registry
+        self._limits = limits
+        self._metrics = metrics
+        self._pool = trio.CapacityLimiter(limits.handler_pool_size)
+        self.draining = False
+
+    def accept(self, session: Session, message: jsonrpc.Message) -> Work | bytes | None:
+        """Admit a decoded frame.
+
+        `Work` for a worker, an encoded refusal to be sent at once, or `None` when there is
+        nothing to do and nothing to say.
+        """
+        match message:
+            case jsonrpc.Dropped():
+                self._metrics.dropped_responses.inc(message.count)
+                return None
+            case jsonrpc.Invalid():
+                return self._refuse(message.id, message.error)
+        if session.frames_in_flight >= self._limits.max_in_flight:
+            error = Overloaded("too many requests are in flight on this connection", retry_after_s=1.0)
+            return self.refuse(message, error)
+        if isinstance(message, jsonrpc.Batch):
+            self._metrics.dropped_responses.inc(message.dropped)
+        # A batch is one message: it is counted once, and its entries run one after another.
+        is_batch = isinstance(message, jsonrpc.Batch)
+        candidates = message.entries if isinstance(message, jsonrpc.Batch) else (message,)
+        entries = tuple(self._accept_one(session, candidate) for candidate in candidates)
+        if not is_batch and isinstance(entries[0], bytes):
+            return entries[0]
+        session.frames_in_flight += 1
+        return Work(entries, is_batch=is_batch)
+
+    def _accept_one(
+        self, session: Session, message: jsonrpc.Request | jsonrpc.Notification | jsonrpc.Invalid
+    ) -> Accepted | bytes:
+        if isinstance(message, jsonrpc.Invalid):
+            return self._refuse(message.id, message.error)
+        request_id = message.id if isinstance(message, jsonrpc.Request) else None
+        request = RunningRequest(id=request_id, method=message.method)
+        try:
+            found = self._registry.find(message.method)
+            session.begin(request, ordered=found is not None and found[0].ordered)
+        except InvalidRequest as exc:
+            return self._refuse(request_id, exc)
+        return Accepted(message, request)
+
+    def refuse(self, message: jsonrpc.Message, error: PersonaError) -> bytes | None:
+        """`error` as the answer to a whole frame; `None` where it holds nothing to be answered."""
+        match message:
+            case jsonrpc.Request() | jsonrpc.Invalid():
+                return self._refuse(message.id, error)
+            case jsonrpc.Batch():
+                answerable = [e for e in message.entries if not isinstance(e, jsonrpc.Notification)]
+                refusals = [self._refuse(entry.id, error) for entry in answerable]
+                return jsonrpc.encode_batch(refusals) if refusals else None
+        self._metrics.errors.labels(error.reason).inc()
+        return None
+
+    def _refuse(self, request_id: jsonrpc.Id, error: PersonaError) -> bytes:
+        self._metrics.errors.labels(error.reason).inc()
+        return jsonrpc.encode_error(request_id, error)
+
+    def forget(self, session: Session, work: Work) -> None:
+        """Free the ids of `work`: it is answered, or will never run."""
+        session.frames_in_flight -= 1
+        for entry in work.entries:
+            if isinstance(entry, Accepted):
+                session.end(entry.request)
+
+    async def run(self, session: Session, work: Work, subscriber: Subscriber) -> bytes | None:
+        """Do one frame's work and give the frame to answer with, if any. Cancelling is safe."""
+        replies: list[bytes] = []
+        try:
+            for entry in work.entries:
+                if isinstance(entry, bytes):
+                    replies.append(entry)
+                    continue
+                reply = await self._run_one(session, entry, subscriber, in_batch=work.is_batch)
+                if reply is not None:
+                    replies.append(reply)
+        finally:
+            self.forget(session, work)
+        if not replies:
+            return None
+        return jsonrpc.encode_batch(replies) if work.is_batch else replies[0]
+
+    async def _run_one(
+        self, session: Session, accepted: Accepted, subscriber: Subscriber, *, in_batch: bool
+    ) -> bytes | None:
+        message, request = accepted.message, accepted.request
+        started = time.perf_counter()
+        # Method names come from clients; only known ones may become a label.
+        label, outcome = "unknown", "ok"
+        try:
+            spec, handler = self._find(session, message.method, in_batch=in_batch)
+            label = spec.name
+            params: Any = convert_params(message.params, spec.params)
+            call = Call(session=session, request=request, subscriber=subscriber)
+            result = await self._call(spec, handler, call, params)
+            reply = b"" if request.id is None else jsonrpc.encode_result(request.id, result)
+        except PersonaError as exc:
+            outcome = exc.reason
+            reply = self._refuse(request.id, exc)
+        except Exception as exc:  # noqa: BLE001 - a bug in one request must not end the connection
+            outcome = InternalError.reason
+            reply = self._refuse(request.id, _internal_error(exc, label))
+        self._metrics.requests.labels(label, outcome).inc()
+        self._metrics.request_seconds.labels(label).observe(time.perf_counter() - started)
+        return None if request.id is None else reply
+
+    def _find(self, session: Session, name: str, *, in_batch: bool) -> tuple[MethodSpec, Handler]:
+        if self.draining:
+            raise ShuttingDown("the server shuts down", retry_after_s=5.0)
+        found = self._registry.find(name)
+        if found is None:
+            raise MethodNotFound("no such method; rpc.discover lists them")
+        spec = found[0]
+        if spec.admin and session.identity.role != "admin":
+            raise Unauthorized(f"{spec.name} needs the admin role")
+        if spec.streams and in_batch:
+            raise InvalidRequest(f"{spec.name} answers with several frames and cannot be part of a batch")
+        return found
+
+    async def _call(self, spec: MethodSpec, handler: Handler, call: Call, params: Any) -> Any:
+        request = call.request
+        limits = self._limits
+        for_model = spec.bound == "model"
+        timeout_s = limits.chat_timeout_s if for_model else limits.request_timeout_s
+        request.deadline = trio.current_time() + timeout_s
+        await request.wait_for_place()
+        if for_model:
+            # The turn itself decides which of its stretches may be cut; see `service.chat`.
+            return await handler(call, params)
+        try:
+            self._pool.acquire_on_behalf_of_nowait(request)
+        except trio.WouldBlock:
+            raise Overloaded("too many requests are running", retry_after_s=1.0) from None
+        try:
+            self._metrics.handlers.set(self._pool.borrowed_tokens)
+            with request.interruptible():
+                return await handler(call, params)
+        finally:
+            self._pool.release_on_behalf_of(request)
+            self._metrics.handlers.set(self._pool.borrowed_tokens)
+
+
+def _internal_error(exc: Exception, label: str) -> InternalError:
+    error_id = uuid.uuid4().hex[:12]
+    log.error("request_failed", error_id=error_id, method=label, exc_info=exc)
+    return InternalError("an internal error occurred", details={"error_id": error_id})

@@ -1,0 +1,129 @@
+"""`system.*` and `rpc.discover`: the server itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import trio
+
+from persona.errors import LLMUnavailable
+from persona.llm.backend import Backend
+from persona.metrics import Metrics
+from persona.model import isoformat
+from persona.rpc import params as p
+from persona.rpc import results as r
+from persona.rpc.dispatch import Call, method
+from persona.service.conversations import Conversations
+from persona.service.hub import Hub
+from persona.service.personas import Personas
+
+MODEL_CHECK_TIMEOUT_S = 2.0
+"""How long `system.status` waits for the model to say that it is there."""
+ACTIVE_WITHIN_S = 3600.0
+"""A conversation counts as active for an hour after its last turn."""
+
+
+@attrs.frozen(kw_only=True)
+class SystemFigures:
+    """What `system.status` shows of the process, sampled when asked."""
+
+    status: str
+    uptime_s: float
+    connections: int
+    memory_bytes: float
+
+
+class SystemMethods:
+    """Health, models, broadcast and discovery."""
+
+    def __init__(
+        self,
+        *,
+        personas: Personas,
+        conversations: Conversations,
+        backend: Backend,
+        hub: Hub,
+        metrics: Metrics,
+        figures: Callable[[], SystemFigures],
+        document: Callable[[], dict[str, Any]],
+        now: Callable[[], float],
+    ) -> None:
+        self._personas = personas
+        self._conversations = conversations
+        self._backend = backend
+        self._hub = hub
+        self._metrics = metrics
+        self._figures = figures
+        self._document = document
+        self._now = now
+
+    @method("system.ping", params=p.PingParams, result=r.Pong)
+    async def ping(self, _call: Call, params: p.PingParams) -> r.Pong:
+        """Is anybody there?"""
+        return r.Pong(pong=True, payload=params.payload, time=isoformat(self._now()))
+
+    @method("system.status", params=p.NoParams, result=r.SystemStatus)
+    async def status(self, call: Call, _params: p.NoParams) -> r.SystemStatus:
+        """How the server is."""
+        figures = self._figures()
+        everybody = self._personas.all()
+        current = self._personas.get(call.session.current_persona_id or "")
+        count, total_s = self._answered()
+        return r.SystemStatus(
+            system_status="operational" if figures.status == "ok" else figures.status,
+            status=figures.status,
+            llm_available=await self._model_answers(),
+            total_personas=len(everybody),
+            available_personas=sum(map(self._personas.is_available, everybody)),
+            active_conversations=await self._conversations.count(since=self._now() - ACTIVE_WITHIN_S),
+            current_persona=None if current is None else current.name,
+            current_conversation=None if current is None else call.session.conversations.get(current.id),
+            timestamp=isoformat(self._now()),
+            uptime_seconds=round(figures.uptime_s, 3),
+            active_connections=figures.connections,
+            total_requests=count,
+            avg_response_time=round(total_s / count, 6) if count else 0.0,
+            memory_usage_mb=round(figures.memory_bytes / 1e6, 1),
+        )
+
+    @method("system.models", params=p.NoParams, result=r.Models)
+    async def models(self, _call: Call, _params: p.NoParams) -> r.Models:
+        """The models there are, and which one answers when a chat names none."""
+        available = await self._backend.models()
+        return r.Models(
+            available_models=list(available),
+            current_model=self._backend.model,
+            provider=self._backend.provider,
+        )
+
+    @method("system.broadcast", params=p.BroadcastParams, result=r.Broadcast, admin=True)
+    async def broadcast(self, _call: Call, params: p.BroadcastParams) -> r.Broadcast:
+        """Send an event to every subscriber of a topic."""
+        delivery = self._hub.publish(params.topic, params.type, params.data)
+        self._metrics.events_dropped.inc(delivery.dropped)
+        return r.Broadcast(delivered=delivery.delivered, dropped=delivery.dropped)
+
+    @method("rpc.discover", params=p.NoParams, result=r.OpenRPCDocument)
+    async def discover(self, _call: Call, _params: p.NoParams) -> Any:
+        """This description: an OpenRPC document of exactly the callable methods."""
+        return self._document()
+
+    async def _model_answers(self) -> bool:
+        with trio.move_on_after(MODEL_CHECK_TIMEOUT_S):
+            try:
+                await self._backend.models()
+            except LLMUnavailable:
+                return False
+            return True
+        return False
+
+    def _answered(self) -> tuple[int, float]:
+        """How many calls were answered, and their time in all, in seconds."""
+        count = total_s = 0.0
+        for family in self._metrics.request_seconds.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_count"):
+                    count += sample.value
+                elif sample.name.endswith("_sum"):
+                    total_s += sample.value
+        return int(count), total_s

@@ -1,0 +1,163 @@
+"""What each method takes. One declaration gives types, checks, error paths and JSON Schema.
+
+`msgspec.convert` checks the declared fields; a field that is not declared is refused by
+`rpc.validation`, because for attrs classes msgspec would silently ignore it.
+"""
+
+from typing import Annotated, Any
+
+import attrs
+from msgspec import UNSET, Meta, UnsetType
+
+from persona.model import Priority
+
+Name = Annotated[str, Meta(min_length=1, max_length=80, pattern=r"^[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
+Reference = Annotated[str, Meta(min_length=1, max_length=128, description="an id, or a name in any case")]
+Text = Annotated[str, Meta(max_length=8000)]
+Score = Annotated[int, Meta(ge=1, le=20)]
+Liking = Annotated[int, Meta(ge=0, le=100, description="0 dislikes, 100 loves")]
+Likings = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=80)], Liking], Meta(max_length=100)]
+Traits = (
+    Annotated[dict[str, Any], Meta(max_length=100)]
+    | Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=100)]
+)
+Rank = Annotated[str, Meta(min_length=1, max_length=80)]
+Energy = Annotated[float, Meta(gt=0, le=10_000)]
+Limit = Annotated[int, Meta(ge=1, le=200)]
+StopSequences = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=8)]
+Topic = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-z][a-z0-9_.:-]*$")]
+
+
+@attrs.frozen(kw_only=True)
+class NoParams:
+    """No parameters."""
+
+
+@attrs.frozen(kw_only=True)
+class PersonaRef:
+    """Which persona."""
+
+    persona_id: Reference
+
+
+@attrs.frozen(kw_only=True)
+class OptionalPersonaRef:
+    """Which persona; the session's current one if left out."""
+
+    persona_id: Reference | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CreatePersona:
+    """A new persona."""
+
+    name: Name
+    description: Annotated[str, Meta(min_length=1, max_length=2000)]
+    personality_traits: Traits = attrs.field(factory=dict)
+    topic_preferences: Likings = attrs.field(factory=dict)
+    charisma: Score = 10
+    intelligence: Score = 10
+    social_rank: Rank = "commoner"
+    backstory: Text = ""
+    current_priority: Priority = Priority.CASUAL
+    max_social_energy: Energy = 100.0
+    max_available_time: Energy = 300.0
+
+
+@attrs.frozen(kw_only=True)
+class UpdatePersona:
+    """The fields to change; `version` makes the change fail when somebody else was faster."""
+
+    persona_id: Reference
+    version: Annotated[int, Meta(ge=1)] | None = None
+    name: Name | UnsetType = UNSET
+    description: Annotated[str, Meta(min_length=1, max_length=2000)] | UnsetType = UNSET
+    personality_traits: Traits | UnsetType = UNSET
+    topic_preferences: Likings | UnsetType = UNSET
+    charisma: Score | UnsetType = UNSET
+    intelligence: Score | UnsetType = UNSET
+    social_rank: Rank | UnsetType = UNSET
+    backstory: Text | UnsetType = UNSET
+    current_priority: Priority | UnsetType = UNSET
+    max_social_energy: Energy | UnsetType = UNSET
+    max_available_time: Energy | UnsetType = UNSET
+
+
+@attrs.frozen(kw_only=True)
+class ModelOptions:
+    """Handed to the model as given; left out means the model's own choice."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    stop: StopSequences = attrs.field(factory=list)
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ChatParams:
+    """One line to a persona. `token_budget` bounds what the model may generate."""
+
+    message: Annotated[str, Meta(min_length=1, max_length=32_000)]
+    token_budget: Annotated[int, Meta(ge=1, le=32_768)] = 500
+    persona_id: Reference | None = None
+    conversation_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    client_msg_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    options: ModelOptions = attrs.field(factory=ModelOptions)
+
+
+@attrs.frozen(kw_only=True)
+class ChatOrStreamParams(ChatParams):
+    """As `persona.chat_stream`; with `stream` the progress comes as `stream.event` notifications."""
+
+    stream: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class CancelParams:
+    """Which request: by the `stream_id` of its events, or by the request's own id."""
+
+    stream_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    request_id: str | int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class HistoryParams:
+    """Whose turns: a conversation's, or those with a persona, else those with the current one."""
+
+    conversation_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    persona_id: Reference | None = None
+    limit: Limit = 20
+    before: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ConversationListParams:
+    """Which conversations; newest first."""
+
+    persona_id: Reference | None = None
+    limit: Limit = 20
+    before: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class PingParams:
+    """`payload` comes back as sent."""
+
+    payload: Any = None
+
+
+@attrs.frozen(kw_only=True)
+class TopicParams:
+    """Topic names, such as `system` and `personas`."""
+
+    topics: Annotated[list[Topic], Meta(min_length=1, max_length=50)]
+
+
+@attrs.frozen(kw_only=True)
+class BroadcastParams:
+    """An event for every subscriber of `topic`."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=64)]
+    data: Any
+    topic: Topic = "system"

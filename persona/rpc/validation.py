@@ -1,0 +1,81 @@
+"""Raw params -> an attrs object, or `InvalidParams` naming the field."""
+
+import re
+import typing
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import attrs
+import msgspec
+
+from persona.errors import InvalidParams
+
+Params = dict[str, Any] | list[Any] | None
+
+P = TypeVar("P")
+
+_MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
+_PATH = re.compile(r" - at `(?P<key>key in )?\$\.?(?P<path>[^`]*)`$")
+
+
+def convert_params(params: Params, params_type: type[P]) -> P:
+    """`params` as a `params_type`.
+
+    Positional params fill the fields in the order of their declaration. Raises `InvalidParams`
+    naming the field that is missing, unknown, of the wrong type or out of range.
+    """
+    named = _named(params, params_type)
+    _refuse_unknown(named, params_type, "")
+    try:
+        return msgspec.convert(named, params_type)
+    except msgspec.ValidationError as exc:
+        raise _explain(str(exc)) from None
+
+
+def _named(params: Params, params_type: type) -> dict[str, Any]:
+    if params is None:
+        return {}
+    if isinstance(params, dict):
+        return params
+    names = list(_fields(params_type))
+    if len(params) > len(names):
+        raise InvalidParams(f"at most {len(names)} positional params are taken, {len(params)} were given")
+    return dict(zip(names, params, strict=False))
+
+
+def _refuse_unknown(params: dict[str, Any], params_type: type, prefix: str) -> None:
+    fields = _fields(params_type)
+    for name, value in params.items():
+        if name not in fields:
+            shown = prefix + _printable(name)
+            known = ", ".join(fields) or "none"
+            raise InvalidParams(f"unknown parameter '{shown}'; known are: {known}", field=shown)
+        nested = fields[name]
+        if nested is not None and isinstance(value, dict):
+            _refuse_unknown(value, nested, f"{prefix}{name}.")
+
+
+@lru_cache(maxsize=256)
+def _fields(params_type: type) -> dict[str, type | None]:
+    """Field names in order, each with the attrs class its value is, if it is one."""
+    hints = typing.get_type_hints(params_type)
+    return {
+        field.name: hints[field.name] if attrs.has(hints[field.name]) else None
+        for field in attrs.fields(params_type)
+    }
+
+
+def _explain(text: str) -> InvalidParams:
+    if missing := _MISSING.search(text):
+        name = missing["name"]
+        prefix = found["path"] + "." if (found := _PATH.search(text)) else ""
+        return InvalidParams(f"missing parameter '{prefix}{name}'", field=prefix + name)
+    if found := _PATH.search(text):
+        path = found["path"]
+        what = f"a key of '{path}'" if found["key"] else f"'{path}'"
+        return InvalidParams(f"{what}: {text[: found.start()]}", field=path)
+    return InvalidParams(text)
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name[:64])

@@ -1,0 +1,273 @@
+"""Calls -> answers."""
+
+import json
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from persona.config import LimitSettings
+from persona.errors import Conflict
+from persona.metrics import Metrics
+from persona.rpc import jsonrpc
+from persona.rpc.dispatch import Call, Dispatcher, Registry, Work, method
+from persona.service.sessions import Identity, Session, Sessions
+
+
+@attrs.frozen(kw_only=True)
+class Nothing:
+    pass
+
+
+@attrs.frozen(kw_only=True)
+class Seconds:
+    seconds: float = 0.0
+
+
+class Methods:
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    @method("t.sleep", params=Seconds, result=Nothing)
+    async def sleep(self, _call: Call, params: Seconds) -> dict[str, float]:
+        """Sleep, and say how long.
+
+        This is not part of the summary.
+        """
+        await trio.sleep(params.seconds)
+        self.ran.append(f"slept {params.seconds:g}")
+        return {"slept": params.seconds}
+
+    @method("t.model", params=Seconds, result=Nothing, bound="model", streams=True)
+    async def model(self, call: Call, params: Seconds) -> str:
+        """Takes a while, in a stretch of its own."""
+        with call.request.interruptible():
+            await trio.sleep(params.seconds)
+        return "done"
+
+    @method("t.admin", params=Nothing, result=Nothing, admin=True)
+    async def admin(self, _call: Call, _params: Nothing) -> str:
+        """For admins."""
+        return "yes"
+
+    @method("t.conflict", params=Nothing, result=Nothing)
+    async def conflict(self, _call: Call, _params: Nothing) -> None:
+        """Fails as it should."""
+        raise Conflict("as it should")
+
+    @method("t.bug", params=Nothing, result=Nothing)
+    async def bug(self, _call: Call, _params: Nothing) -> None:
+        """Fails as it should not."""
+        raise KeyError("secret")
+
+    @method("t.emit", params=Nothing, result=Nothing)
+    async def emit(self, call: Call, _params: Nothing) -> str:
+        """Says something ahead of its answer."""
+        call.subscriber.offer(b"ahead")
+        return "answer"
+
+
+class Outbox:
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+
+    def offer(self, message: bytes) -> bool:
+        self.got.append(message)
+        return True
+
+
+@attrs.define
+class Desk:
+    """A dispatcher with one session at it."""
+
+    dispatcher: Dispatcher
+    session: Session
+    methods: Methods
+    metrics: Metrics
+    outbox: Outbox = attrs.field(factory=Outbox)
+
+    def accept(self, frame: Any) -> Work | bytes | None:
+        return self.dispatcher.accept(self.session, jsonrpc.decode(json.dumps(frame)))
+
+    async def ask(self, frame: Any) -> Any:
+        work = self.accept(frame)
+        if isinstance(work, Work):
+            work = await self.dispatcher.run(self.session, work, self.outbox)
+        return None if work is None else json.loads(work)
+
+
+def desk(*, role: Any = "admin", **limits: Any) -> Desk:
+    methods, metrics = Methods(), Metrics()
+    dispatcher = Dispatcher(Registry([methods]), LimitSettings(**limits), metrics)
+    return Desk(dispatcher, Sessions().open(Identity(role=role)), methods, metrics)
+
+
+def call(name: str, id: Any = 1, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": id, "method": name, "params": params}
+
+
+def notify(name: str, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": name, "params": params}
+
+
+def reason(reply: Any) -> str:
+    return reply["error"]["data"]["reason"]
+
+
+async def test_a_result_comes_under_the_requests_id() -> None:
+    assert await desk().ask(call("t.sleep", "x")) == {"jsonrpc": "2.0", "id": "x", "result": {"slept": 0.0}}
+
+
+async def test_a_notification_runs_and_is_never_answered() -> None:
+    here = desk()
+    for frame in (notify("t.sleep"), notify("t.bug"), notify("t.nope"), notify("t.sleep", wrong=1)):
+        assert await here.ask(frame) is None
+    assert here.methods.ran == ["slept 0"]
+    assert here.session.in_flight == here.session.frames_in_flight == 0
+
+
+async def test_what_looks_like_a_response_is_counted_and_dropped() -> None:
+    here = desk()
+    response = {"jsonrpc": "2.0", "id": 1, "result": 1}
+    assert await here.ask(response) is None
+    assert await here.ask([response, response]) is None
+    assert await here.ask([response, notify("t.sleep")]) is None
+    assert here.metrics.value("responses_dropped_total") == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("t.conflict", "conflict"), ("t.nope", "method_not_found"), ("t.bug", "internal_error")],
+)
+async def test_errors_become_replies_and_are_counted(name: str, expected: str) -> None:
+    here = desk()
+    reply = await here.ask(call(name))
+    assert reason(reply) == expected
+    assert "secret" not in json.dumps(reply)
+    assert here.metrics.value("errors_total", reason=expected) == 1
+    label = "unknown" if expected == "method_not_found" else name
+    assert here.metrics.value("requests_total", method=label, outcome=expected) == 1
+
+
+async def test_admin_methods_need_the_role() -> None:
+    assert (await desk().ask(call("t.admin")))["result"] == "yes"
+    assert reason(await desk(role="user").ask(call("t.admin"))) == "unauthorized"
+
+
+async def test_batches_are_answered_in_order_as_one_array() -> None:
+    here = desk()
+    reply = await here.ask(
+        [call("t.sleep", 1), notify("t.sleep"), 7, call("t.conflict", 2), call("t.model", 3)]
+    )
+    assert [(r["id"], "result" in r) for r in reply] == [(1, True), (None, False), (2, False), (3, False)]
+    assert reason(reply[3]) == "invalid_request"  # streams have no place in a batch
+    assert await here.ask([notify("t.sleep"), notify("t.sleep")]) is None
+    assert here.session.frames_in_flight == 0
+
+
+async def test_ids_are_unique_while_in_flight_within_a_batch_too(autojump_clock: MockClock) -> None:
+    here = desk()
+    reply = await here.ask([call("t.sleep", 1), call("t.sleep", 1)])
+    assert ["error" in r for r in reply] == [False, True]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.ask, call("t.sleep", 1, seconds=5))
+        await wait_all_tasks_blocked()
+        assert reason(await here.ask(call("t.sleep", 1))) == "invalid_request"
+    assert "result" in await here.ask(call("t.sleep", 1))
+
+
+async def test_too_much_in_flight_is_refused_at_once(autojump_clock: MockClock) -> None:
+    here = desk(max_in_flight=2)
+    async with trio.open_nursery() as nursery:
+        for id in (1, 2):
+            nursery.start_soon(here.ask, call("t.sleep", id, seconds=5))
+        await wait_all_tasks_blocked()
+        refused = here.accept(call("t.sleep", 3))
+        assert isinstance(refused, bytes)
+        assert reason(json.loads(refused)) == "overloaded"
+        batch = here.accept([call("t.sleep", 4), notify("t.sleep"), call("t.sleep", 5)])
+        assert isinstance(batch, bytes)
+        assert [reply["id"] for reply in json.loads(batch)] == [4, 5]
+        assert here.accept([notify("t.sleep")]) is None
+        assert here.accept(notify("t.sleep")) is None
+    assert "result" in await here.ask(call("t.sleep", 3))
+
+
+async def test_the_handler_pool_is_shared_by_all_and_chats_are_not_in_it(autojump_clock: MockClock) -> None:
+    here = desk(handler_pool_size=1)
+    other = Desk(here.dispatcher, Sessions().open(Identity()), here.methods, here.metrics)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.ask, call("t.sleep", 1, seconds=5))
+        await wait_all_tasks_blocked()
+        assert reason(await other.ask(call("t.sleep"))) == "overloaded"
+        assert (await other.ask(call("t.model", seconds=1)))["result"] == "done"
+        assert here.metrics.value("handlers_running") == 1
+    assert here.metrics.value("handlers_running") == 0
+    assert "result" in await other.ask(call("t.sleep"))
+
+
+async def test_deadlines(autojump_clock: MockClock) -> None:
+    here = desk(request_timeout_s=10.0, chat_timeout_s=20.0)
+    assert "result" in await here.ask(call("t.sleep", seconds=9.9))
+    started = trio.current_time()
+    assert reason(await here.ask(call("t.sleep", seconds=11))) == "deadline_exceeded"
+    assert trio.current_time() - started == pytest.approx(10)
+    assert "result" in await here.ask(call("t.model", seconds=19.9))
+    assert reason(await here.ask(call("t.model", seconds=21))) == "deadline_exceeded"
+
+
+async def test_a_running_request_can_be_cancelled(autojump_clock: MockClock) -> None:
+    here, replies = desk(), []
+
+    async def ask() -> None:
+        replies.append(await here.ask(call("t.sleep", "x", seconds=5)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        running = here.session.find(request_id="x", stream_id=None)
+        assert running is not None
+        running.cancel("client")
+    assert reason(replies[0]) == "cancelled"
+    assert here.methods.ran == []
+
+
+async def test_while_draining_new_requests_are_told(autojump_clock: MockClock) -> None:
+    here, replies = desk(), []
+
+    async def ask() -> None:
+        replies.append(await here.ask(call("t.sleep", 1, seconds=5)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        here.dispatcher.draining = True
+        assert reason(await here.ask(call("t.sleep", 2))) == "shutting_down"
+    assert "result" in replies[0]
+
+
+async def test_what_is_emitted_goes_ahead_of_the_answer() -> None:
+    here = desk()
+    assert (await here.ask(call("t.emit")))["result"] == "answer"
+    assert here.outbox.got == [b"ahead"]
+
+
+async def test_a_cancelled_run_frees_its_ids() -> None:
+    here = desk()
+    with trio.move_on_after(0.01):
+        await here.ask([call("t.sleep", 1, seconds=5), call("t.sleep", 2)])
+    assert here.session.in_flight == here.session.frames_in_flight == 0
+
+
+def test_the_registry_lists_what_is_callable() -> None:
+    registry = Registry([Methods()])
+    assert [spec.name for spec in registry.specs()] == sorted(
+        ["t.sleep", "t.model", "t.admin", "t.conflict", "t.bug", "t.emit"]
+    )
+    found = registry.find("t.sleep")
+    assert found is not None
+    assert found[0].summary == "Sleep, and say how long."
+    with pytest.raises(ValueError, match="twice"):
+        registry.add(*found)

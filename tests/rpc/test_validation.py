@@ -1,0 +1,69 @@
+"""Raw params -> attrs objects, or an error naming the field."""
+
+from typing import Annotated, Any
+
+import attrs
+import pytest
+from msgspec import Meta
+
+from persona.errors import InvalidParams
+from persona.rpc.validation import convert_params
+
+
+@attrs.frozen(kw_only=True)
+class Inner:
+    size: Annotated[int, Meta(ge=1)] = 1
+
+
+@attrs.frozen(kw_only=True)
+class Outer:
+    name: Annotated[str, Meta(min_length=1)]
+    likings: dict[str, Annotated[int, Meta(le=100)]] = attrs.field(factory=dict)
+    inner: Inner = attrs.field(factory=Inner)
+    entries: list[int] = attrs.field(factory=list)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"name": "a"}, Outer(name="a")),
+        (["a"], Outer(name="a")),
+        (["a", {"x": 1}, {"size": 3}], Outer(name="a", likings={"x": 1}, inner=Inner(size=3))),
+        ({"name": "a", "likings": {"unknown": 5}}, Outer(name="a", likings={"unknown": 5})),
+    ],
+)
+def test_good_params_by_name_and_by_position(params: Any, expected: Outer) -> None:
+    assert convert_params(params, Outer) == expected
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        (None, "name"),
+        ({}, "name"),
+        ([], "name"),
+        ({"name": ""}, "name"),
+        ({"name": None}, "name"),
+        ({"name": "a", "nmae": "b"}, "nmae"),
+        ({"name": "a", "inner": {"size": 0}}, "inner.size"),
+        ({"name": "a", "inner": {"sise": 1}}, "inner.sise"),
+        ({"name": "a", "inner": 7}, "inner"),
+        ({"name": "a", "likings": {"x": 101}}, "likings[...]"),
+        ({"name": "a", "entries": [1, True]}, "entries[1]"),
+        (["a", {}, {}, [], "one too many"], None),
+    ],
+)
+def test_bad_params_name_the_field(params: Any, field: str | None) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        convert_params(params, Outer)
+    assert caught.value.field == field
+    if field:
+        assert field in caught.value.message
+
+
+def test_a_strange_name_is_shown_without_its_control_characters() -> None:
+    with pytest.raises(InvalidParams) as caught:
+        convert_params({"name": "a", "\x1b[2J" + "x" * 1000: 1}, Outer)
+    assert caught.value.field is not None
+    assert "\x1b" not in caught.value.message
+    assert len(caught.value.field) == 64
