@@ -1,0 +1,187 @@
+"""Who may connect. Pure policy: a request's head and a peer's address in, a verdict out."""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+import attrs
+
+from persona.config import AuthSettings, AuthToken, ServerSettings
+from persona.errors import StartupError
+from persona.service.sessions import Identity
+from persona.transport.handshake import Refused, RequestHead
+
+PATH = "/mcp"
+SUBPROTOCOL = "mcp"
+TOKEN_SUBPROTOCOL_PREFIX = "persona.auth."  # noqa: S105 - a prefix, not a secret
+HELP = f"This is a WebSocket server speaking JSON-RPC 2.0. Connect a WebSocket client to {PATH}."
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@attrs.frozen(kw_only=True)
+class Admitted:
+    """Let in, as whom and with which sub-protocol."""
+
+    identity: Identity
+    subprotocol: str | None
+    address: str
+    """What the cap per address counts: the client's address, an IPv6 one by its /64; empty for
+    loopback, which is exempt."""
+
+
+class Admission:
+    """The rules of one server."""
+
+    def __init__(self, server: ServerSettings, auth: AuthSettings) -> None:
+        self._bound_host = server.host
+        self._hosts = {host.strip("[]").casefold() for host in server.allowed_hosts}
+        self._origins = set(server.allowed_origins)
+        self._proxies = [ipaddress.ip_network(proxy, strict=False) for proxy in server.trusted_proxies]
+        self._tokens = auth.tokens
+
+    def admit(self, head: RequestHead, peer: str) -> Admitted:
+        """Judge an opening request from address `peer` (empty for an in-process stream).
+
+        Raises `Refused`: 403 for a wrong Host or Origin, 404 for a wrong path, 426 for plain
+        HTTP, 401 for a missing or wrong token.
+        """
+        self._check_host(head.header("host"))
+        if head.path != PATH:
+            raise Refused(HTTPStatus.NOT_FOUND, "path", HELP)
+        _check_upgrade(head)
+        self._check_origin(head.header("origin"))
+        offered = head.listed("sec-websocket-protocol")
+        address = self._client_address(head, peer)
+        return Admitted(
+            identity=self._identify(head, offered, address),
+            subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None,
+            address=_counted(address),
+        )
+
+    def _check_host(self, host: str | None) -> None:
+        # A page on any site can make a browser connect here under a name that resolves to
+        # loopback (DNS rebinding); an address, or a name that is ours, cannot be rebound.
+        _, name = _split(f"//{host or ''}")
+        if self._hosts:
+            known = name in self._hosts
+        else:
+            known = name in {"localhost", self._bound_host.casefold()} or _address(name) is not None
+        if not known:
+            raise Refused(HTTPStatus.FORBIDDEN, "host", "This Host is not served here.")
+
+    def _check_origin(self, origin: str | None) -> None:
+        if origin is None:
+            return
+        if self._origins:
+            known = origin in self._origins
+        else:
+            scheme, name = _split(origin)
+            known = scheme in {"http", "https"} and _is_loopback_name(name)
+        if not known:
+            raise Refused(HTTPStatus.FORBIDDEN, "origin", "This Origin may not connect here.")
+
+    def _client_address(self, head: RequestHead, peer: str) -> IPAddress | None:
+        """The client's address: the nearest in `X-Forwarded-For` that is no proxy of ours."""
+        address = _address(peer)
+        hops = head.listed("x-forwarded-for")
+        while address is not None and hops and any(address in proxy for proxy in self._proxies):
+            address = _address(hops.pop())
+        return address
+
+    def _identify(self, head: RequestHead, offered: Sequence[str], address: IPAddress | None) -> Identity:
+        if not self._tokens:
+            local = address is None or address.is_loopback
+            return Identity(role="admin" if local else "user")
+        secret = _presented_token(head, offered)
+        found = _match(self._tokens, secret) if secret is not None else None
+        if found is None:
+            challenge = (("WWW-Authenticate", 'Bearer realm="persona"'),)
+            raise Refused(HTTPStatus.UNAUTHORIZED, "token", "A valid bearer token is needed.", challenge)
+        return Identity(user=found.name, role=found.role, authenticated=True)
+
+
+def check_binding(server: ServerSettings, auth: AuthSettings) -> None:
+    """Refuse to serve the network without tokens.
+
+    Raises `StartupError` when the host is not loopback, no token is set and `auth.insecure` is
+    not either.
+    """
+    if auth.tokens or auth.insecure or _is_loopback_name(server.host):
+        return
+    raise StartupError(
+        f"server.host {server.host} is reachable from other machines and auth.tokens is empty: "
+        "set a token, bind to 127.0.0.1, or pass --insecure to let anybody in"
+    )
+
+
+def token_hash(secret: str) -> str:
+    """The form in which a token is kept in the settings."""
+    return "sha256:" + hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _check_upgrade(head: RequestHead) -> None:
+    if not head.is_websocket or head.header("sec-websocket-version") != "13":
+        upgrade = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
+        raise Refused(HTTPStatus.UPGRADE_REQUIRED, "not_websocket", HELP, upgrade)
+    try:
+        nonce = base64.b64decode(head.header("sec-websocket-key") or "", validate=True)
+    except ValueError:
+        nonce = b""
+    if len(nonce) != 16:
+        raise Refused(HTTPStatus.BAD_REQUEST, "bad_key", "Sec-WebSocket-Key is missing or malformed.")
+
+
+def _presented_token(head: RequestHead, offered: Sequence[str]) -> str | None:
+    scheme, _, credentials = (head.header("authorization") or "").partition(" ")
+    if scheme.casefold() == "bearer":
+        return credentials.strip()
+    # Browsers cannot set headers on a WebSocket; a sub-protocol is the one thing they can send.
+    for name in offered:
+        if name.startswith(TOKEN_SUBPROTOCOL_PREFIX):
+            return name.removeprefix(TOKEN_SUBPROTOCOL_PREFIX)
+    return None
+
+
+def _match(tokens: Sequence[AuthToken], secret: str) -> AuthToken | None:
+    presented = token_hash(secret)
+    found = None
+    for token in tokens:  # all of them, so that the time taken does not tell which one was near
+        if hmac.compare_digest(token.hash, presented):
+            found = token
+    return found
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Scheme and host name, lower case; both empty when it is no URL."""
+    try:
+        parts = urlsplit(url) if url.isprintable() else urlsplit("")
+    except ValueError:
+        return "", ""
+    return parts.scheme, parts.hostname or ""
+
+
+def _address(text: str) -> IPAddress | None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped if isinstance(mapped, ipaddress.IPv4Address) else address
+
+
+def _counted(address: IPAddress | None) -> str:
+    if address is None or address.is_loopback:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _is_loopback_name(name: str) -> bool:
+    address = _address(name)
+    return name.casefold() == "localhost" or (address is not None and address.is_loopback)

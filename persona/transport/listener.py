@@ -1,0 +1,260 @@
+"""The capacity-limited listener: accept, admit, serve, drain.
+
+Whatever happens in one connection stays in it: this is the boundary where its errors are caught,
+logged and counted. Connection counts are taken before any work, and given back by leaving a
+`with` block, so they cannot leak.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
+
+import structlog
+import trio
+from wsproto.utilities import LocalProtocolError
+
+from persona.config import Settings
+from persona.metrics import Metrics
+from persona.rpc.dispatch import Dispatcher
+from persona.service.hub import Hub
+from persona.service.sessions import Sessions
+from persona.transport.admission import Admission, Admitted
+from persona.transport.connection import Connection, Goodbye
+from persona.transport.engine import Engine, TrioWebsocketEngine
+from persona.transport.handshake import Refused, read_head, refuse
+
+log = structlog.get_logger()
+
+RETRY_AFTER_S = 5
+"""Told to clients refused for want of room: soon enough to be useful, late enough not to be a load."""
+CLOSE_BATCH = 50
+"""Connections told to go at a time while draining, so that they do not all come back at once."""
+CLOSE_JITTER_S = (0.05, 0.15)
+"""Between two such batches."""
+DRAIN_POLL_S = 0.02
+
+
+class Listener:
+    """Accepts streams and serves each as a connection."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        sessions: Sessions,
+        dispatcher: Dispatcher,
+        hub: Hub,
+        metrics: Metrics,
+        has_memory: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._limits = settings.limits
+        self._grace_s = settings.server.graceful_timeout_s
+        self._admission = Admission(settings.server, settings.auth)
+        self._sessions = sessions
+        self._dispatcher = dispatcher
+        self._hub = hub
+        self._metrics = metrics
+        self._has_memory = has_memory
+        self._per_address: Counter[str] = Counter()
+        self._half_open_count = 0
+        self._places = 0
+        self._draining = False
+        self._accepting = trio.CancelScope()
+        self.connections: dict[str, Connection] = {}
+        """Open connections by session id; ids are never reused."""
+
+    async def serve(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept until `drain`; then return once the last connection has ended."""
+        async with trio.open_nursery() as connections:
+            with self._accepting:
+                # Started means that the accept loops run, not only that the sockets are bound.
+                async with trio.open_nursery() as accepting:
+                    await accepting.start(
+                        partial(trio.serve_listeners, handler_nursery=connections),
+                        self.serve_stream,
+                        listeners,
+                    )
+                    task_status.started()
+
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serve one accepted stream to its end. Never raises but `Cancelled`."""
+        try:
+            await self._handshake_and_run(stream)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            # The peer vanished during its handshake.
+            self._metrics.refused.labels("vanished").inc()
+        except* LocalProtocolError:
+            # trio-websocket's reader answers a ping after our close was sent (its issue 184).
+            log.debug("close_crossed_ping")
+        except* Exception:  # the boundary of a connection: its failure stays inside
+            self._metrics.closed.labels("error").inc()
+            log.exception("connection_crashed")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _handshake_and_run(self, stream: trio.abc.Stream) -> None:
+        # trio-websocket's own task lives in the outer nursery: it must outlive ours, or the
+        # closing handshake would wait for a reader that is gone.
+        async with trio.open_nursery() as engine_nursery:
+            try:
+                await self._admit_and_run(stream, engine_nursery)
+            except Refused as exc:
+                self._metrics.refused.labels(exc.reason).inc()
+                with trio.move_on_after(self._limits.close_timeout_s):
+                    await refuse(stream, exc)
+            except trio.TooSlowError:
+                self._metrics.refused.labels("timeout").inc()
+            engine_nursery.cancel_scope.cancel()
+
+    async def _admit_and_run(self, stream: trio.abc.Stream, engine_nursery: trio.Nursery) -> None:
+        deadline = trio.current_time() + self._limits.handshake_timeout_s
+        with self._half_open(), trio.fail_at(deadline):
+            head = await read_head(stream)
+        if head is None:
+            return
+        admitted = self._admission.admit(head, peer_address(stream))
+        with self._place(admitted.address):
+            with trio.fail_at(deadline):
+                engine = await TrioWebsocketEngine.accept(
+                    engine_nursery,
+                    stream,
+                    head,
+                    subprotocol=admitted.subprotocol,
+                    max_message_bytes=self._limits.max_message_bytes,
+                )
+            await self._run(engine, admitted)
+
+    @contextmanager
+    def _half_open(self) -> Iterator[None]:
+        if self._half_open_count >= self._limits.max_handshakes:
+            raise _no_room("handshakes", "Too many connections are being opened.")
+        self._half_open_count += 1
+        self._metrics.handshakes.set(self._half_open_count)
+        try:
+            yield
+        finally:
+            self._half_open_count -= 1
+            self._metrics.handshakes.set(self._half_open_count)
+
+    @contextmanager
+    def _place(self, address: str) -> Iterator[None]:
+        """One of the places there are, and one of the address's; `address` empty is exempt."""
+        if self._draining:
+            raise _no_room("draining", "The server is shutting down.")
+        if self._places >= self._limits.max_connections:
+            raise _no_room("max_connections", "The server is full.")
+        if not self._has_memory():
+            raise _no_room("memory", "The server is short of memory.")
+        per_address = self._limits.max_connections_per_address
+        if address and per_address and self._per_address[address] >= per_address:
+            raise _no_room("max_connections_per_address", "Too many connections from this address.")
+        self._places += 1
+        self._per_address[address] += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
+            self._per_address[address] -= 1
+            if not self._per_address[address]:
+                del self._per_address[address]
+
+    async def _run(self, engine: Engine, admitted: Admitted) -> None:
+        session = self._sessions.open(admitted.identity)
+        connection = Connection(
+            engine, session, dispatcher=self._dispatcher, limits=self._limits, metrics=self._metrics
+        )
+        with self._listed(connection), structlog.contextvars.bound_contextvars(connection=session.id):
+            log.debug("connection_opened", user=session.identity.user)
+            # What the peer is told if something other than its own end ends the connection.
+            goodbye = Goodbye(1011, "internal error", "error")
+            try:
+                goodbye = await connection.run()
+            except BaseException:
+                # Not `except Cancelled`: the nursery may wrap several of them in a group.
+                if trio.current_effective_deadline() == -math.inf:
+                    goodbye = Goodbye(1012, "the server restarts", "shutdown")
+                raise
+            finally:
+                with trio.move_on_after(self._limits.close_timeout_s, shield=True):
+                    await engine.aclose(goodbye.code, goodbye.text)
+                self._metrics.closed.labels(goodbye.cause).inc()
+                log.debug("connection_closed", cause=goodbye.cause, code=goodbye.code)
+
+    @contextmanager
+    def _listed(self, connection: Connection) -> Iterator[None]:
+        session = connection.session
+        self.connections[session.id] = connection
+        self._metrics.connections.set(len(self.connections))
+        try:
+            yield
+        finally:
+            del self.connections[session.id]
+            self._metrics.connections.set(len(self.connections))
+            self._hub.forget(connection)
+            self._sessions.close(session)
+
+    def shed(self, count: int) -> int:
+        """Cut up to `count` connections to save memory: idle ones first, those longest silent
+        before others, then those with most waiting to be sent. How many were cut."""
+
+        def rank(connection: Connection) -> tuple[bool, float]:
+            busy = connection.session.in_flight > 0
+            return busy, -connection.pending_bytes if busy else connection.last_heard_at
+
+        chosen = sorted(self.connections.values(), key=rank)[:count]
+        for connection in chosen:
+            self._metrics.shed.labels("slow" if connection.session.in_flight else "idle").inc()
+            connection.cut(Goodbye(1013, "the server is short of memory", "shed"))
+        return len(chosen)
+
+    async def drain(self) -> None:
+        """Stop accepting, let requests finish, then send everybody away.
+
+        Takes at most `graceful_timeout_s` for the requests that run; those still running then are
+        cancelled and give their last answer. `serve` returns soon after.
+        """
+        self._draining = True
+        self._dispatcher.draining = True
+        self._accepting.cancel()
+        self._hub.publish("system", "system.draining", {"grace_s": self._grace_s})
+        with trio.move_on_after(self._grace_s):
+            await self._requests_done()
+        for session in self._sessions:
+            session.cancel_all("shutdown")
+        with trio.move_on_after(self._limits.close_timeout_s):
+            await self._requests_done()
+        await self._send_away()
+
+    async def _requests_done(self) -> None:
+        # Polled: a stop happens once, and an event for it would cost every request its share.
+        while self._sessions.in_flight:  # noqa: ASYNC110
+            await trio.sleep(DRAIN_POLL_S)
+
+    async def _send_away(self) -> None:
+        leaving = list(self.connections.values())
+        for start in range(0, len(leaving), CLOSE_BATCH):
+            if start:
+                await trio.sleep(random.uniform(*CLOSE_JITTER_S))  # noqa: S311 - to spread, not to hide
+            for connection in leaving[start : start + CLOSE_BATCH]:
+                connection.finish(Goodbye(1012, "the server restarts", "shutdown"))
+
+
+def peer_address(stream: trio.abc.Stream) -> str:
+    """The peer's IP address; empty for a stream inside this process."""
+    if isinstance(stream, trio.SocketStream):
+        return str(stream.socket.getpeername()[0])
+    return ""
+
+
+def _no_room(reason: str, text: str) -> Refused:
+    retry_after = (("Retry-After", str(RETRY_AFTER_S)),)
+    return Refused(HTTPStatus.SERVICE_UNAVAILABLE, reason, text, retry_after)

@@ -1,0 +1,91 @@
+"""What a connection still has to send: bounded by messages and by bytes.
+
+Overflow policy: from half of either bound on, a chunk of a stream is joined to the one of that
+stream that still waits. A frame that does not fit even so is refused, and the outbox takes no
+more; its connection is then closed, for a stream with a hole in it is worth less than none.
+Producers never wait.
+"""
+
+from collections import deque
+
+import trio
+
+from persona.service.subscriber import Frame, Joinable
+
+MAX_JOINED_BYTES = 64 * 1024
+"""A frame that has grown to this takes in no more: clients bound what they read as we do."""
+
+
+class Outbox:
+    """Many producers in the event loop, one consumer task."""
+
+    def __init__(self, *, max_messages: int, max_bytes: int) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._frames: deque[Frame] = deque()
+        # The last frame of each series that waits, by the series' identity.
+        self._growing: dict[int, Joinable] = {}
+        self._closed = False
+        self._waiting = trio.lowlevel.ParkingLot()
+        self.pending_bytes = 0
+        self.overflowed = False
+        """Whether a frame did not fit, as opposed to one that came after `close`."""
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def offer(self, frame: Frame) -> bool:
+        """Queue `frame`; `False` when it does not fit or the outbox is closed."""
+        if self._closed:
+            return False
+        if not isinstance(frame, bytes) and self._join(frame):
+            return True
+        size_bytes = _size(frame)
+        full = len(self._frames) >= self._max_messages
+        if full or self.pending_bytes + size_bytes > self._max_bytes:
+            self._closed = self.overflowed = True
+            return False
+        self._frames.append(frame)
+        if not isinstance(frame, bytes):
+            self._growing[id(frame.series)] = frame
+        self.pending_bytes += size_bytes
+        self._waiting.unpark()
+        return True
+
+    def _join(self, frame: Joinable) -> bool:
+        earlier = self._growing.get(id(frame.series))
+        if earlier is None or not self._is_half_full():
+            return False
+        before_bytes = earlier.size_bytes
+        if before_bytes >= MAX_JOINED_BYTES or self.pending_bytes + frame.size_bytes > self._max_bytes:
+            return False
+        earlier.join(frame)
+        self.pending_bytes += earlier.size_bytes - before_bytes
+        return True
+
+    def _is_half_full(self) -> bool:
+        return 2 * len(self._frames) >= self._max_messages or 2 * self.pending_bytes >= self._max_bytes
+
+    def close(self) -> None:
+        """Take no more; what is queued can still be taken."""
+        self._closed = True
+        self._waiting.unpark_all()
+
+    async def take(self) -> bytes | None:
+        """The oldest frame, waiting for one; `None` once closed and empty. Cancelling is safe:
+        no frame is lost."""
+        while not self._frames:
+            if self._closed:
+                return None
+            await self._waiting.park()
+        frame = self._frames.popleft()
+        self.pending_bytes -= _size(frame)
+        if isinstance(frame, bytes):
+            return frame
+        if self._growing.get(id(frame.series)) is frame:
+            del self._growing[id(frame.series)]
+        return frame.encode()
+
+
+def _size(frame: Frame) -> int:
+    return len(frame) if isinstance(frame, bytes) else frame.size_bytes

@@ -1,0 +1,249 @@
+"""One client = one nursery, over an engine that the test plays."""
+
+import json
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from persona.config import LimitSettings
+from persona.metrics import Metrics
+from persona.rpc.dispatch import Dispatcher, Registry
+from persona.service.sessions import Identity, Sessions
+from persona.transport.connection import Connection, Goodbye
+from persona.transport.engine import BadMessage, PeerGone
+from tests.rpc.test_dispatch import Methods, call, notify
+
+
+class PlayedEngine:
+    """Frames the test puts in come out of `receive`; what is sent is kept. `stuck` blocks sends,
+    `deaf` never answers pings."""
+
+    def __init__(self) -> None:
+        self.put, self._frames = trio.open_memory_channel[Any](1000)
+        self.sent: list[Any] = []
+        self.pings = 0
+        self.aborted = False
+        self.stuck = False
+        self.deaf = False
+
+    async def receive(self) -> str:
+        frame = await self._frames.receive()
+        if isinstance(frame, Exception):
+            raise frame
+        return frame if isinstance(frame, str) else json.dumps(frame)
+
+    async def send(self, message: bytes) -> None:
+        if self.stuck:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        self.sent.append(json.loads(message))
+
+    async def ping(self) -> None:
+        self.pings += 1
+        if self.deaf:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self, code: int, reason: str) -> None:
+        raise AssertionError("the listener closes, not the connection")
+
+    async def abort(self) -> None:
+        self.aborted = True
+
+
+@attrs.define
+class Played:
+    engine: PlayedEngine
+    connection: Connection
+    methods: Methods
+    metrics: Metrics
+    goodbye: Goodbye | None = None
+
+    async def run(self) -> None:
+        self.goodbye = await self.connection.run()
+
+    def say(self, *frames: Any) -> None:
+        for frame in frames:
+            self.engine.put.send_nowait(frame)
+
+    def hang_up(self) -> None:
+        self.say(PeerGone(1000))
+
+
+def play(**limits: Any) -> Played:
+    settings = LimitSettings(**{"rate_limit_per_minute": 0, "ping_interval_s": 0, **limits})
+    methods, metrics, engine = Methods(), Metrics(), PlayedEngine()
+    connection = Connection(
+        engine,
+        Sessions().open(Identity()),
+        dispatcher=Dispatcher(Registry([methods]), settings, metrics),
+        limits=settings,
+        metrics=metrics,
+    )
+    return Played(engine, connection, methods, metrics)
+
+
+async def test_calls_are_answered_in_the_order_they_finish(autojump_clock: MockClock) -> None:
+    played = play()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        played.say(call("t.sleep", "slow", seconds=2), call("t.sleep", "quick", seconds=1), "{")
+        await trio.sleep(5)
+        played.hang_up()
+    assert [reply["id"] for reply in played.engine.sent] == [None, "quick", "slow"]
+    assert played.goodbye == Goodbye(1000, "", "client")
+
+
+async def test_the_peers_end_ends_its_requests(autojump_clock: MockClock) -> None:
+    played = play()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        played.say(call("t.sleep", 1, seconds=60), notify("t.sleep", seconds=60))
+        await wait_all_tasks_blocked()
+        assert played.connection.session.in_flight == 2
+        played.say(PeerGone(1006))
+    assert trio.current_time() == 0
+    assert played.methods.ran == []
+    assert played.connection.session.in_flight == 0
+    assert played.goodbye is not None
+    assert played.goodbye.cause == "lost"
+
+
+async def test_workers_come_with_the_work_and_all_but_one_go_with_it(autojump_clock: MockClock) -> None:
+    played = play(max_in_flight=8)
+
+    def tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await wait_all_tasks_blocked()
+        idle = tasks()
+        played.say(*(call("t.sleep", n, seconds=1) for n in range(8)))
+        await wait_all_tasks_blocked()
+        assert tasks() == idle + 8
+        await trio.sleep(2)
+        assert tasks() == idle + 1
+        played.say(*(call("t.sleep", n, seconds=1) for n in range(8)))
+        await trio.sleep(2)
+        assert len(played.engine.sent) == 16
+        played.hang_up()
+
+
+async def test_the_reader_never_waits_for_work(autojump_clock: MockClock) -> None:
+    played = play(max_in_flight=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        played.say(*(call("t.sleep", n, seconds=60) for n in range(50)))
+        await wait_all_tasks_blocked()
+        assert [reply["error"]["data"]["reason"] for reply in played.engine.sent] == ["overloaded"] * 49
+        played.hang_up()
+
+
+@pytest.mark.parametrize("code", [1003, 1009])
+async def test_a_message_that_is_not_taken_ends_the_connection(code: int) -> None:
+    played = play()
+    played.say(BadMessage(code, "cause", "why"))
+    await played.run()
+    assert played.goodbye == Goodbye(code, "why", "cause")
+
+
+async def test_a_client_that_does_not_read_is_cut_by_bytes(autojump_clock: MockClock) -> None:
+    played = play(max_pending_bytes=4096)
+    played.engine.stuck = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await wait_all_tasks_blocked()
+        assert played.connection.offer(b"0" * 100)  # the writer takes it, and is stuck with it
+        await wait_all_tasks_blocked()
+        assert played.connection.offer(b"1" * 4096)
+        assert not played.connection.offer(b"2")
+    assert trio.current_time() == 0
+    assert played.goodbye == Goodbye(1013, "too slow to read", "slow_consumer")
+
+
+async def test_a_write_that_takes_too_long_ends_it_by_force(autojump_clock: MockClock) -> None:
+    played = play(write_deadline_s=10.0)
+    played.engine.stuck = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await wait_all_tasks_blocked()
+        played.connection.offer(b"0")
+    assert trio.current_time() == 10
+    assert played.engine.aborted
+    assert played.goodbye is not None
+    assert played.goodbye.cause == "write_deadline"
+
+
+async def test_a_dead_peer_is_gone_within_the_sum_of_the_ping_times(autojump_clock: MockClock) -> None:
+    played = play(ping_interval_s=20.0, ping_timeout_s=15.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        played.say(call("t.sleep", 1, seconds=3600))
+        await trio.sleep(50)
+        assert played.engine.pings == 2
+        played.engine.deaf = True
+    assert trio.current_time() == 20 + 20 + 20 + 15
+    assert played.engine.aborted
+    assert played.goodbye is not None
+    assert played.goodbye.cause == "ping_timeout"
+
+
+async def test_over_the_rate_is_refused_and_who_goes_on_is_cut(autojump_clock: MockClock) -> None:
+    played = play(rate_limit_per_minute=60, rate_limit_burst=5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        played.say(*(call("t.sleep", n) for n in range(5)))
+        played.say(notify("t.sleep"), call("t.sleep", 99))
+        await wait_all_tasks_blocked()
+        refusal = next(reply for reply in played.engine.sent if reply["id"] == 99)
+        assert refusal["error"]["data"]["reason"] == "rate_limited"
+        assert 0 < refusal["error"]["data"]["retry_after_s"] <= 1
+        await trio.sleep(refusal["error"]["data"]["retry_after_s"])
+        played.say(call("t.sleep", 100))
+        await wait_all_tasks_blocked()
+        assert "result" in played.engine.sent[-1]
+        played.say(*(call("t.sleep", n) for n in range(200)))
+    assert played.goodbye == Goodbye(1008, "rate limit ignored", "rate_limit")
+
+
+async def test_a_cancel_gets_through_when_the_rate_is_used_up() -> None:
+    played = play(rate_limit_per_minute=60, rate_limit_burst=2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        played.say(*(call("t.sleep", n) for n in range(3)), *(call("stream.cancel", n) for n in (7, 8, 9)))
+        await wait_all_tasks_blocked()
+        # The played server has no such method, which is as good as an answer here.
+        reasons = {
+            reply["id"]: reply["error"]["data"]["reason"] for reply in played.engine.sent if "error" in reply
+        }
+        assert reasons == {
+            2: "rate_limited",
+            7: "method_not_found",
+            8: "method_not_found",
+            9: "rate_limited",
+        }
+        played.hang_up()
+
+
+async def test_finish_sends_what_is_queued_first() -> None:
+    played = play()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await wait_all_tasks_blocked()
+        for n in range(10):
+            played.connection.offer(b"%d" % n)
+        played.connection.finish(Goodbye(1012, "restart", "shutdown"))
+        assert not played.connection.offer(b"late")
+    assert played.engine.sent == list(range(10))
+    assert played.goodbye == Goodbye(1012, "restart", "shutdown")
+
+
+async def test_a_bug_leaves_as_it_is() -> None:
+    played = play()
+    played.say(ZeroDivisionError())
+    with pytest.RaisesGroup(ZeroDivisionError):
+        await played.run()

@@ -1,0 +1,152 @@
+"""Reading the opening request, refusing it, replaying it."""
+
+from http import HTTPStatus
+
+import pytest
+import trio
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+
+from persona.transport.handshake import MAX_HEAD_BYTES, Refused, ReplayStream, read_head, refuse
+
+HEAD = (
+    b"GET /mcp?x=1 HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\n"
+    b"Upgrade: websocket\r\nX-Two: a\r\nX-Two: b, c\r\n\r\n"
+)
+
+
+async def test_a_head_is_read_however_it_is_cut() -> None:
+    for size in (1, 7, len(HEAD)):
+        ours, theirs = memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+
+            async def feed(size: int = size, stream: trio.abc.SendStream = ours) -> None:
+                for start in range(0, len(HEAD), size):
+                    await stream.send_all(HEAD[start : start + size])
+
+            nursery.start_soon(feed)
+            head = await read_head(theirs)
+        assert head is not None
+        assert (head.method, head.target, head.path) == ("GET", "/mcp?x=1", "/mcp")
+        assert head.header("host") == "localhost"
+        assert head.header("nothing") is None
+        assert head.listed("x-two") == ["a", "b", "c"]
+        assert head.is_websocket
+        assert head.raw == HEAD
+
+
+async def test_what_came_with_the_head_is_kept() -> None:
+    ours, theirs = memory_stream_pair()
+    await ours.send_all(HEAD + b"\x81\x85first frame")
+    head = await read_head(theirs)
+    assert head is not None
+    assert head.raw == HEAD + b"\x81\x85first frame"
+
+
+async def test_a_peer_that_says_nothing() -> None:
+    ours, theirs = memory_stream_pair()
+    await ours.aclose()
+    assert await read_head(theirs) is None
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 this is TLS\r\n\r\n",
+        b"GET /mcp\r\n\r\n",
+        b"GET /mcp HTTP/1.1\r\n\r\n",  # HTTP/1.1 needs a Host
+        b"GET /mcp HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /mcp HTTP/1.1\r\nHost : a\r\n\r\n",
+        b"A" * (MAX_HEAD_BYTES + 1),
+        b"GET /mcp HTTP/1.1\r\nHost: a\r\nX: " + b"y" * MAX_HEAD_BYTES,
+        HEAD[:40],
+    ],
+)
+async def test_what_is_no_request_is_refused(sent: bytes) -> None:
+    ours, theirs = memory_stream_pair()
+    await ours.send_all(sent)
+    await ours.send_eof()
+    with pytest.raises(Refused) as caught:
+        await read_head(theirs)
+    assert 400 <= caught.value.status < 500
+
+
+async def test_a_refusal_is_a_whole_http_answer_and_closes(autojump_clock: MockClock) -> None:
+    ours, theirs = memory_stream_pair()
+    refusal = Refused(HTTPStatus.SERVICE_UNAVAILABLE, "full", "No room.", (("Retry-After", "5"),))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refuse, theirs, refusal)
+        answer = b""
+        while chunk := await ours.receive_some():
+            answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"Retry-After: 5" in head
+    assert b"Connection: close" in head
+    assert b"Content-Length: %d" % len(body) in head
+    assert body == b"No room.\n"
+
+
+async def test_a_refused_peer_that_goes_on_sending_is_not_listened_to_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = memory_stream_pair()
+
+    async def babble() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await ours.send_all(b"x")
+                await trio.sleep(0.1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(babble)
+        await refuse(theirs, Refused(HTTPStatus.NOT_FOUND, "path", "No."))
+        assert trio.current_time() == pytest.approx(1.0)
+
+
+async def test_refusing_a_peer_that_has_gone_is_no_error() -> None:
+    ours, theirs = memory_stream_pair()
+    await ours.aclose()
+    await refuse(theirs, Refused(HTTPStatus.NOT_FOUND, "path", "No."))
+
+
+async def test_replay_gives_the_bytes_again_then_the_stream() -> None:
+    ours, theirs = memory_stream_pair()
+    stream = ReplayStream(theirs, b"abcdef")
+    assert await stream.receive_some(4) == b"abcd"
+    assert await stream.receive_some() == b"ef"
+    await ours.send_all(b"live")
+    assert await stream.receive_some() == b"live"
+    await stream.send_all(b"back")
+    await stream.wait_send_all_might_not_block()
+    await stream.send_eof()
+    assert await ours.receive_some() == b"back"
+    assert await ours.receive_some() == b""
+    await stream.aclose()
+
+
+async def test_the_reading_can_be_taken_over_from_a_reader_that_waits() -> None:
+    ours, theirs = memory_stream_pair()
+    stream = ReplayStream(theirs, b"")
+    got: list[bytes | bytearray] = []
+
+    async def reader() -> None:
+        while data := await stream.receive_some(100):
+            got.append(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader)
+        await ours.send_all(b"for the reader")
+        await wait_all_tasks_blocked()
+        await stream.take_over()
+        await ours.send_all(b"for us")
+        assert await theirs.receive_some() == b"for us"
+    assert got == [b"for the reader"]
+    assert await stream.receive_some() == b""
+
+
+async def test_a_reader_that_is_cancelled_is_not_told_that_the_stream_ended() -> None:
+    _ours, theirs = memory_stream_pair()
+    stream = ReplayStream(theirs, b"")
+    with trio.move_on_after(0.01) as scope:
+        await stream.receive_some()
+    assert scope.cancelled_caught
