@@ -1,0 +1,297 @@
+"""The composition root: what there is, in which order it starts, and in which order it stops.
+
+    database                      writer and readers; opened first, closed last
+    `- backend                    the model's HTTP client
+       `- root nursery
+          |- background workers
+          |- monitor
+          `- listener
+             `- one nursery for each connection
+
+A part that crashes cancels the nursery it lives in, and so everything above it in this list.
+"""
+
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import Any
+
+import attrs
+import psutil
+import structlog
+import trio
+
+from persona import __version__
+from persona.config import LimitSettings, Settings
+from persona.errors import StartupError
+from persona.groups import ungrouped
+from persona.llm.backend import Backend
+from persona.llm.select import open_backend
+from persona.metrics import Metrics
+from persona.model import Persona
+from persona.monitor import Monitor
+from persona.rpc import jsonrpc
+from persona.rpc.discover import openrpc_document
+from persona.rpc.dispatch import Dispatcher, Registry
+from persona.rpc.methods.chat import ChatMethods
+from persona.rpc.methods.conversation import ConversationMethods
+from persona.rpc.methods.persona import PersonaMethods
+from persona.rpc.methods.session import SessionMethods
+from persona.rpc.methods.system import SystemFigures, SystemMethods
+from persona.rpc.results import PersonaDetail, ServerInfo
+from persona.service.background import Background
+from persona.service.chat import Chat
+from persona.service.conversations import Conversations
+from persona.service.hub import Hub
+from persona.service.personas import Personas
+from persona.service.scheduler import Scheduler
+from persona.service.sessions import Sessions
+from persona.storage.pool import Database, open_database
+from persona.transport.admission import PATH, check_binding
+from persona.transport.listener import Listener
+
+log = structlog.get_logger()
+
+BACKGROUND_GRACE_S = 5.0
+"""How long a stop waits for background jobs; they are, by definition, what can be missed."""
+BACKLOG = 1024
+"""Connections the kernel holds until they are accepted: a reconnect storm of twice
+`max_connections`. The kernel may have a lower bound of its own."""
+
+Now = Callable[[], float]
+
+
+@attrs.frozen(kw_only=True)
+class Server:
+    """The assembled server. `listener` serves streams; the rest is there to be looked at."""
+
+    settings: Settings
+    metrics: Metrics
+    sessions: Sessions
+    registry: Registry
+    personas: Personas
+    background: Background
+    monitor: Monitor
+    listener: Listener
+
+    async def serve(
+        self,
+        listeners: list[trio.SocketListener],
+        *,
+        stop: Callable[[], Awaitable[None]],
+        on_listening: Callable[[], None],
+    ) -> None:
+        """Serve `listeners` until `stop` returns, then drain; returns when everybody has gone."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.listener.serve, listeners)
+            on_listening()
+            await stop()
+            log.info("draining", connections=len(self.listener.connections))
+            await self.listener.drain()
+
+
+@asynccontextmanager
+async def open_server(
+    settings: Settings,
+    *,
+    database: Database,
+    backend: Backend,
+    now: Now = time.time,
+    resident_bytes: Callable[[], int] | None = None,
+) -> AsyncIterator[Server]:
+    """Assemble a server over an open database and backend, with its services running."""
+    server = _assemble(settings, database, backend, now, resident_bytes or psutil_resident_bytes())
+    await server.personas.load()
+    with ungrouped():
+        async with trio.open_nursery() as root:
+            await root.start(server.background.run)
+            await root.start(server.monitor.run)
+            yield server
+            with trio.move_on_after(BACKGROUND_GRACE_S):
+                await server.background.finish()
+            root.cancel_scope.cancel()
+
+
+def _assemble(
+    settings: Settings, database: Database, backend: Backend, now: Now, resident_bytes: Callable[[], int]
+) -> Server:
+    limits, started_at = settings.limits, now()
+    metrics, sessions = Metrics(), Sessions()
+    hub = Hub(encode=jsonrpc.encode_notification, now=now)
+
+    def on_change(what: str, persona: Persona) -> None:
+        hub.publish("personas", f"persona.{what}", PersonaDetail.of(persona))
+
+    personas = Personas(database, recovery_s=settings.personas.recovery_s, now=now, on_change=on_change)
+    conversations = Conversations(database, now=now)
+    background = Background(
+        queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
+    )
+    chat = Chat(
+        database=database,
+        backend=backend,
+        personas=personas,
+        scheduler=Scheduler(
+            slots=settings.llm.max_concurrency, max_queue=settings.llm.max_queue, metrics=metrics
+        ),
+        background=background,
+        metrics=metrics,
+        context_tokens=settings.llm.context_tokens,
+        first_token_timeout_s=settings.llm.first_token_timeout_s,
+        now=now,
+    )
+
+    def figures() -> SystemFigures:
+        return SystemFigures(
+            status="draining" if dispatcher.draining else "ok",
+            uptime_s=now() - started_at,
+            connections=len(listener.connections),
+            memory_bytes=metrics.value("resident_memory_bytes"),
+        )
+
+    def document() -> dict[str, Any]:
+        url = f"ws://{settings.server.host}:{settings.server.port}{PATH}"
+        return openrpc_document(registry.specs(), version=__version__, url=url)
+
+    server_info = ServerInfo(
+        name="persona", version=__version__, engine=settings.server.engine, llm=backend.provider
+    )
+    registry = Registry(
+        [
+            PersonaMethods(personas, conversations),
+            ChatMethods(personas, conversations, chat, now),
+            ConversationMethods(personas, conversations),
+            SessionMethods(personas, hub, _announced(limits), server_info),
+            SystemMethods(
+                personas=personas,
+                conversations=conversations,
+                backend=backend,
+                hub=hub,
+                metrics=metrics,
+                figures=figures,
+                document=document,
+                now=now,
+            ),
+        ]
+    )
+    dispatcher = Dispatcher(registry, limits, metrics)
+    listener = Listener(
+        settings,
+        sessions=sessions,
+        dispatcher=dispatcher,
+        hub=hub,
+        metrics=metrics,
+        has_memory=lambda: monitor.has_memory(),  # noqa: PLW0108 - made below, needs `listener`
+    )
+    monitor = Monitor(
+        soft_limit_mb=limits.memory_soft_limit_mb,
+        hard_limit_mb=limits.memory_limit_mb,
+        resident_bytes=resident_bytes,
+        shed=listener.shed,
+        metrics=metrics,
+    )
+    return Server(
+        settings=settings,
+        metrics=metrics,
+        sessions=sessions,
+        registry=registry,
+        personas=personas,
+        background=background,
+        monitor=monitor,
+        listener=listener,
+    )
+
+
+def _announced(limits: LimitSettings) -> dict[str, float]:
+    """The limits a client must stay under, as `session.info` shows them."""
+    names = (
+        "max_message_bytes",
+        "max_json_depth",
+        "rate_limit_per_minute",
+        "rate_limit_burst",
+        "max_in_flight",
+        "request_timeout_s",
+        "chat_timeout_s",
+        "max_pending_bytes",
+    )
+    return {**{name: getattr(limits, name) for name in names}, "max_batch": jsonrpc.MAX_BATCH}
+
+
+def psutil_resident_bytes() -> Callable[[], int]:
+    """A function that tells this process's resident set size."""
+    process = psutil.Process()
+    return lambda: int(process.memory_info().rss)
+
+
+async def run_server(
+    settings: Settings,
+    *,
+    on_listening: Callable[[str], None],
+    stop: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM (or until `stop` returns), then drain.
+
+    `on_listening` gets the URL once clients can connect. Raises `StartupError` when the port or
+    the database cannot be had, or the binding is not safe.
+    """
+    check_binding(settings.server, settings.auth)
+    listeners = await open_listeners(settings.server.host, settings.server.port)
+    try:
+        port = listeners[0].socket.getsockname()[1]
+        settings = attrs.evolve(settings, server=attrs.evolve(settings.server, port=port))
+        async with (
+            open_database(
+                settings.database.file,
+                readers=settings.database.readers,
+                synchronous=settings.database.synchronous,
+                busy_timeout_s=settings.database.busy_timeout_s,
+                cache_pages=settings.database.cache_pages,
+            ) as database,
+            open_backend(settings.llm) as backend,
+            open_server(settings, database=database, backend=backend) as server,
+        ):
+            url = f"ws://{_in_url(settings.server.host)}:{port}{PATH}"
+            with stop_signals() if stop is None else nullcontext(stop) as wait_for_stop:
+                await server.serve(listeners, stop=wait_for_stop, on_listening=lambda: on_listening(url))
+    finally:
+        for listener in listeners:
+            listener.socket.close()
+    log.info("stopped")
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], Awaitable[None]]]:
+    """Take SIGINT and SIGTERM from here on; gives a function that waits for the first.
+
+    Entered before clients are told that they can connect, so that no signal falls between. A
+    second signal ends the process at once: what was acknowledged is on disk, so nothing is lost.
+    """
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+        async def first() -> None:
+            async for number in signals:
+                log.info("stop_requested", signal=signal.Signals(number).name)
+                break
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+
+        yield first
+
+
+async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
+    """Bind. Raises `StartupError` with the reason, such as a port in use."""
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    except OSError as exc:
+        raise StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from None
+    if port == 0:
+        # Every family would get a port of its own; one address is what the operator is told.
+        for spare in listeners[1:]:
+            spare.socket.close()
+        del listeners[1:]
+    return listeners
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,23 @@
+"""What every end-to-end test may want to be sure of."""
+
+from collections.abc import Iterator
+
+import pytest
+import structlog.testing
+
+
+@pytest.fixture
+def nothing_crashed() -> Iterator[None]:
+    """The server logged no error, whatever its clients and the model did to it.
+
+    An error in the log is a bug or a broken machine. For servers in this process; which logging
+    an earlier test has set up does not matter.
+    """
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    try:
+        with structlog.testing.capture_logs(processors=[structlog.processors.format_exc_info]) as entries:
+            yield
+    finally:
+        structlog.configure(**before)
+    assert [entry for entry in entries if entry["log_level"] in ("error", "critical")] == []
