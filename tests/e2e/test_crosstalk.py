@@ -5,8 +5,8 @@ import json
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +216,12 @@ class EchoModel:
     ) -> AsyncIterator[AsyncIterator[Event]]:
         nonces = {nonce for message in messages for nonce in NONCE.findall(message.content)}
         assert len(nonces) == 1, "two clients in one prompt"
-        yield self._events(echo_with_name(messages[0].content, messages[-1].content))
+        async with aclosing(
+            self._events(echo_with_name(messages[0].content, messages[-1].content))
+        ) as events:
+            yield events
 
-    async def _events(self, answer: str) -> AsyncIterator[Event]:
+    async def _events(self, answer: str) -> AsyncGenerator[Event, None]:
         await trio.sleep(0.5)
         words = re.findall(r"\s*\S+", answer)
         for word in words:
