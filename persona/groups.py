@@ -19,7 +19,7 @@ def ungrouped() -> Iterator[None]:
         alone = group.exceptions[0]
         context = alone.__context__
         try:
-            raise alone
+            raise alone  # noqa: ASYNC123 - cause and traceback stay, and so does the context, below
         finally:
             # Raising gives it the group as its context; it had its own, or none.
             alone.__context__ = context
