@@ -177,7 +177,12 @@ async def test_two_hundred_sockets_chat_at_once_and_nothing_reaches_another(
             tmp_path / "p.db",
             llm=llm_settings(standin, max_concurrency=48, max_queue=2000, first_token_timeout_s=60.0),
             personas={"recovery_s": 0},
-            limits={"rate_limit_per_minute": 0, "max_connections": SOCKETS + 1},
+            # All of them choose at the same moment; being refused for want of a handler has tests of its own.
+            limits={
+                "rate_limit_per_minute": 0,
+                "max_connections": SOCKETS + 1,
+                "handler_pool_size": 2 * SOCKETS,
+            },
         ) as (server, port),
     ):
         async with party_on(port, "nonce-0-00000000") as (host, _):

@@ -3,117 +3,13 @@
 import json
 from typing import Any
 
-import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.config import LimitSettings
-from persona.errors import Conflict
-from persona.metrics import Metrics
-from persona.rpc import jsonrpc
-from persona.rpc.dispatch import Call, Dispatcher, Registry, Work, method
-from persona.service.sessions import Identity, Session, Sessions
-
-
-@attrs.frozen(kw_only=True)
-class Nothing:
-    pass
-
-
-@attrs.frozen(kw_only=True)
-class Seconds:
-    seconds: float = 0.0
-
-
-class Methods:
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    @method("t.sleep", params=Seconds, result=Nothing)
-    async def sleep(self, _call: Call, params: Seconds) -> dict[str, float]:
-        """Sleep, and say how long.
-
-        This is not part of the summary.
-        """
-        await trio.sleep(params.seconds)
-        self.ran.append(f"slept {params.seconds:g}")
-        return {"slept": params.seconds}
-
-    @method("t.model", params=Seconds, result=Nothing, bound="model", streams=True)
-    async def model(self, call: Call, params: Seconds) -> str:
-        """Takes a while, in a stretch of its own."""
-        with call.request.interruptible():
-            await trio.sleep(params.seconds)
-        return "done"
-
-    @method("t.admin", params=Nothing, result=Nothing, admin=True)
-    async def admin(self, _call: Call, _params: Nothing) -> str:
-        """For admins."""
-        return "yes"
-
-    @method("t.conflict", params=Nothing, result=Nothing)
-    async def conflict(self, _call: Call, _params: Nothing) -> None:
-        """Fails as it should."""
-        raise Conflict("as it should")
-
-    @method("t.bug", params=Nothing, result=Nothing)
-    async def bug(self, _call: Call, _params: Nothing) -> None:
-        """Fails as it should not."""
-        raise KeyError("secret")
-
-    @method("t.emit", params=Nothing, result=Nothing)
-    async def emit(self, call: Call, _params: Nothing) -> str:
-        """Says something ahead of its answer."""
-        call.subscriber.offer(b"ahead")
-        return "answer"
-
-
-class Outbox:
-    def __init__(self) -> None:
-        self.got: list[bytes] = []
-
-    def offer(self, message: bytes) -> bool:
-        self.got.append(message)
-        return True
-
-
-@attrs.define
-class Desk:
-    """A dispatcher with one session at it."""
-
-    dispatcher: Dispatcher
-    session: Session
-    methods: Methods
-    metrics: Metrics
-    outbox: Outbox = attrs.field(factory=Outbox)
-
-    def accept(self, frame: Any) -> Work | bytes | None:
-        return self.dispatcher.accept(self.session, jsonrpc.decode(json.dumps(frame)))
-
-    async def ask(self, frame: Any) -> Any:
-        work = self.accept(frame)
-        if isinstance(work, Work):
-            work = await self.dispatcher.run(self.session, work, self.outbox)
-        return None if work is None else json.loads(work)
-
-
-def desk(*, role: Any = "admin", **limits: Any) -> Desk:
-    methods, metrics = Methods(), Metrics()
-    dispatcher = Dispatcher(Registry([methods]), LimitSettings(**limits), metrics)
-    return Desk(dispatcher, Sessions().open(Identity(role=role)), methods, metrics)
-
-
-def call(name: str, id: Any = 1, **params: Any) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": id, "method": name, "params": params}
-
-
-def notify(name: str, **params: Any) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "method": name, "params": params}
-
-
-def reason(reply: Any) -> str:
-    return reply["error"]["data"]["reason"]
+from persona.rpc.dispatch import Registry
+from persona.service.sessions import Identity, Sessions
+from tests.rpc.desk import Desk, Line, Methods, call, desk, notify, reason
 
 
 async def test_a_result_comes_under_the_requests_id() -> None:
@@ -271,3 +167,63 @@ def test_the_registry_lists_what_is_callable() -> None:
     assert found[0].summary == "Sleep, and say how long."
     with pytest.raises(ValueError, match="twice"):
         registry.add(*found)
+
+
+async def test_an_ordered_call_waits_only_until_the_one_before_has_its_place(
+    autojump_clock: MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(nursery, handler_pool_size=1)
+        line.send(call("o.turn", "a", word="a", before_s=5, after_s=100))
+        line.send(notify("o.change", word="b"))
+        line.send(call("o.change", "c", word="c", before_s=1))
+        line.send([call("o.turn", "d", word="d", before_s=1, after_s=1), call("o.turn", "e", word="e")])
+        line.send(call("o.change", "f", word="f"))
+        # What has no order is not held up, and what waits for its turn holds no place in the pool.
+        line.send(call("o.free", "g", word="g"))
+    assert line.desk.methods.ran == [*"gabcdef"]
+    ok = {"g": 0, "c": 6, "d": 8, "e": 8, "f": 8, "a": 105}
+    assert line.answered == {id: (seconds, "ok") for id, seconds in ok.items()}
+
+
+async def test_another_session_is_not_held_up(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(nursery)
+        line.send(call("o.turn", "a", word="a", before_s=60))
+        await wait_all_tasks_blocked()
+        other = Desk(line.desk.dispatcher, Sessions().open(Identity()), line.desk.methods, line.desk.metrics)
+        assert "result" in await other.ask(call("o.change", word="b"))
+        assert trio.current_time() == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "outcome", "at"),
+    [
+        (call("o.turn", "a", nonsense=1), "invalid_params", 0),
+        (call("o.conflict", "a", word="a", before_s=2), "conflict", 2),
+        (call("o.turn", "a", word="a", before_s=60), "cancelled", 3),
+        (call("o.turn", "a", word="a", before_s=60), "deadline_exceeded", 4),
+    ],
+)
+async def test_a_call_that_comes_to_nothing_lets_the_next_one_go(
+    first: Any, outcome: str, at: float, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(nursery, chat_timeout_s=4.0)
+        line.send(first)
+        line.send(call("o.change", "b", word="b"))
+        await trio.sleep(3)
+        if (running := line.desk.session.find(request_id="a", stream_id=None)) and outcome == "cancelled":
+            running.cancel("client")
+    assert line.answered == {"a": (at, outcome), "b": (at, "ok")}
+    assert line.desk.methods.ran == ["b"]
+
+
+async def test_the_deadline_counts_while_an_ordered_call_waits(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(nursery, request_timeout_s=10.0)
+        line.send(call("o.turn", "a", word="a", before_s=9))
+        line.send(call("o.change", "b", word="b", before_s=2))
+        line.send(call("o.change", "c", word="c"))
+    assert line.answered == {"a": (9, "ok"), "b": (10, "deadline_exceeded"), "c": (10, "deadline_exceeded")}
+    assert line.desk.methods.ran == ["a"]

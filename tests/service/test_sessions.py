@@ -1,11 +1,14 @@
 """Sessions and their running requests."""
 
+import gc
+import weakref
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.errors import DeadlineExceeded, InvalidRequest, RequestCancelled, ShuttingDown
-from persona.service.sessions import CancelReason, Identity, RunningRequest, Sessions
+from persona.service.sessions import CancelReason, Identity, RunningRequest, Session, Sessions
 
 
 async def test_a_request_that_is_done_in_time_is_left_alone(autojump_clock: MockClock) -> None:
@@ -107,3 +110,85 @@ def test_clearing_forgets_the_context_windows() -> None:
     assert session.current_persona_id is None
     assert session.conversations == {}
     assert not session.resumes
+
+
+def line_up(session: Session, *ids: str) -> list[RunningRequest]:
+    """Ordered requests, registered one after the other."""
+    requests = [RunningRequest(id=id, method="m", deadline=10.0) for id in ids]
+    for request in requests:
+        session.begin(request, ordered=True)
+    return requests
+
+
+async def test_an_ordered_request_waits_for_the_place_of_the_one_before(autojump_clock: MockClock) -> None:
+    session = Sessions().open(Identity())
+    first, second, third = line_up(session, "1", "2", "3")
+    unordered, elsewhere = RunningRequest(id="u", method="m"), Sessions().open(Identity())
+    session.begin(unordered)
+    (stranger,) = line_up(elsewhere, "1")
+    began = []
+
+    async def wait(request: RunningRequest) -> None:
+        await request.wait_for_place()
+        began.append(request.id)
+
+    async with trio.open_nursery() as nursery:
+        for request in (third, second):
+            nursery.start_soon(wait, request)
+        for request in (first, unordered, stranger):
+            await wait(request)
+        await wait_all_tasks_blocked()
+        assert began == ["1", "u", "1"]
+        first.place()
+        await wait_all_tasks_blocked()
+        assert began == ["1", "u", "1", "2"]
+        # One that never took its place gives way when it ends.
+        session.end(second)
+    assert began[-1] == "3"
+    assert session.in_flight == 3
+
+
+async def test_there_is_nobody_to_wait_for_when_those_before_have_ended() -> None:
+    session = Sessions().open(Identity())
+    (first,) = line_up(session, "1")
+    session.end(first)
+    (second,) = line_up(session, "2")
+    with pytest.raises(InvalidRequest):
+        line_up(session, "2")
+    second.place()
+    (third,) = line_up(session, "3")  # who was not let in is not waited for
+    for request in (second, third):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await request.wait_for_place()
+        assert not scope.cancelled_caught
+
+
+@pytest.mark.parametrize(("how", "error"), [("deadline", DeadlineExceeded), ("client", RequestCancelled)])
+async def test_the_wait_for_a_place_can_be_cut(
+    how: str, error: type[Exception], autojump_clock: MockClock
+) -> None:
+    session = Sessions().open(Identity())
+    _, second = line_up(session, "1", "2")
+
+    async def wait() -> None:
+        with pytest.raises(error):
+            await second.wait_for_place()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(3)
+        if how == "client":
+            second.cancel("client")
+    assert trio.current_time() == (10 if how == "deadline" else 3)
+
+
+def test_a_request_that_has_ended_is_not_kept_by_those_behind_it() -> None:
+    session = Sessions().open(Identity())
+    first, second = line_up(session, "1", "2")
+    session.end(first)
+    gone = weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
+    assert session.find(request_id="2", stream_id=None) is second

@@ -14,7 +14,7 @@ from persona.rpc.dispatch import Dispatcher, Registry
 from persona.service.sessions import Identity, Sessions
 from persona.transport.connection import Connection, Goodbye
 from persona.transport.engine import BadMessage, PeerGone
-from tests.rpc.test_dispatch import Methods, call, notify
+from tests.rpc.desk import Methods, call, notify
 
 
 class PlayedEngine:

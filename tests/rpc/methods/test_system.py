@@ -1,0 +1,132 @@
+"""`system.*` and `rpc.discover`: the server itself."""
+
+import math
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from persona.errors import LLMUnavailable
+from persona.model import isoformat
+from persona.rpc.methods.system import MODEL_CHECK_TIMEOUT_S
+from persona.testing import EPOCH, RESIDENT_BYTES
+from tests.rpc.methods.asking import TOKENS, open_party
+from tests.service.stage import PlayedModel
+
+
+@pytest.mark.parametrize("payload", [None, 0, "ä\u2028", [1, {"a": None}], {"deep": {"er": [True]}}])
+async def test_ping_gives_back_what_came_with_it(payload: Any, autojump_clock: MockClock) -> None:
+    async with open_party() as party:
+        asking = await party.join()
+        await trio.sleep(2)
+        pong = await asking.ask("system.ping", payload=payload)
+        assert pong == {"pong": True, "payload": payload, "time": isoformat(EPOCH + 2)}
+
+
+async def test_status_counts_what_there_is(autojump_clock: MockClock) -> None:
+    async with open_party() as party:
+        asking = await party.join()
+        await party.join()
+        await asking.ask("persona.update", persona_id="kira", max_available_time=0.5)
+        await asking.ask("persona.chat", persona_id="kira", message="Hello")
+        switched = await asking.ask("persona.switch", persona_id="aria")
+        status = await asking.ask("system.status")
+        average = status.pop("avg_response_time")
+        assert average > 0
+        assert status == {
+            "system_status": "operational",
+            "status": "ok",
+            "llm_available": True,
+            "total_personas": 2,
+            "available_personas": 1,
+            "active_conversations": 2,
+            "current_persona": "Aria",
+            "current_conversation": switched["conversation_id"],
+            "timestamp": isoformat(EPOCH + trio.current_time()),
+            "uptime_seconds": trio.current_time(),
+            "active_connections": 2,
+            "total_requests": 3,
+            "memory_usage_mb": RESIDENT_BYTES / 1e6,
+        }
+        # A conversation is active for an hour after its last turn.
+        await trio.sleep(3601)
+        later = await asking.ask("system.status")
+        assert later["active_conversations"] == 0
+        assert later["total_requests"] == 4
+
+
+async def test_a_fresh_server_has_answered_nothing(autojump_clock: MockClock) -> None:
+    async with open_party() as party:
+        status = await (await party.join()).ask("system.status")
+        assert (status["total_requests"], status["avg_response_time"]) == (0, 0.0)
+        assert (status["current_persona"], status["current_conversation"]) == (None, None)
+
+
+@pytest.mark.parametrize("way", ["refuses", "hangs"])
+async def test_a_model_that_does_not_answer_is_not_available(way: str, autojump_clock: MockClock) -> None:
+    model = PlayedModel()
+    async with open_party(backend=model) as party:
+        asking = await party.join()
+        assert (await asking.ask("system.status"))["llm_available"]
+        if way == "refuses":
+            model.names = LLMUnavailable("gone")
+        else:
+            model.answers_after_s = math.inf
+        started = trio.current_time()
+        assert not (await asking.ask("system.status"))["llm_available"]
+        assert trio.current_time() - started == (0 if way == "refuses" else MODEL_CHECK_TIMEOUT_S)
+
+
+async def test_models_are_the_backends(autojump_clock: MockClock) -> None:
+    model = PlayedModel()
+    async with open_party(backend=model) as party:
+        asking = await party.join()
+        assert await asking.ask("system.models") == {
+            "available_models": ["played:1", "played:2"],
+            "current_model": "played:1",
+            "provider": "played",
+        }
+        model.names = LLMUnavailable("gone", retry_after_s=5.0)
+        error = await asking.refused("system.models")
+        assert (error.reason, error.retry_after_s) == ("llm_unavailable", 5.0)
+
+
+async def test_a_broadcast_reaches_who_subscribed_to_its_topic(autojump_clock: MockClock) -> None:
+    async with open_party() as party:
+        root, news, system = [await party.join() for _ in range(3)]
+        await news.ask("events.subscribe", topics=["news"])
+        await system.ask("events.subscribe", topics=["system"])
+        for topic in ({"topic": "news"}, {}):
+            sent = await root.ask("system.broadcast", type="rain", data={"mm": 3}, **topic)
+            assert sent == {"delivered": 1, "dropped": 0}
+        assert (await root.ask("system.broadcast", type="x", data=None, topic="empty"))["delivered"] == 0
+        for subscriber, topic in ((news, "news"), (system, "system")):
+            (event,) = await subscriber.news()
+            assert event == {
+                "topic": topic,
+                "type": "rain",
+                "data": {"mm": 3},
+                "seq": 1,
+                "timestamp": isoformat(EPOCH + trio.current_time()),
+            }
+
+
+async def test_only_admins_broadcast(autojump_clock: MockClock) -> None:
+    async with open_party(auth={"tokens": TOKENS}) as party:
+        ann, root = await party.join("ann"), await party.join("root")
+        error = await ann.refused("system.broadcast", type="x", data=1)
+        assert error.reason == "unauthorized"
+        assert (await root.ask("system.broadcast", type="x", data=1))["delivered"] == 0
+
+
+async def test_discovery_describes_exactly_what_can_be_called(autojump_clock: MockClock) -> None:
+    async with open_party() as party:
+        asking = await party.join()
+        document = await asking.ask("rpc.discover")
+        names = [method["name"] for method in document["methods"]]
+        assert names == [spec.name for spec in party.server.server.registry.specs()]
+        for name in names:
+            error = await asking.refused(name, no_such_parameter=1)
+            assert (error.reason, error.field) == ("invalid_params", "no_such_parameter")
+        assert (await asking.refused("no.such.method")).reason == "method_not_found"

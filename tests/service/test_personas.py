@@ -1,0 +1,177 @@
+"""Who exists: served from memory, written through."""
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from persona.errors import Conflict, InvalidParams, PersonaNotFound
+from persona.service.personas import Personas
+from tests.service.stage import Stage, now, open_stage
+
+
+async def reloaded(stage: Stage) -> Personas:
+    """The cast as the next start of the server would find it."""
+    personas = Personas(stage.database, recovery_s=300.0, now=now, on_change=lambda what, persona: None)
+    await personas.load()
+    return personas
+
+
+async def test_everybody_is_found_by_id_and_by_name_whatever_its_case(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        personas = stage.personas
+        zoe = await personas.create(name="Zoë", description="d")
+        bob = await personas.create(name="bob", description="d")
+        assert [persona.name for persona in personas.all()] == ["Aria", "bob", "Kira", "Zoë"]
+        assert personas.find(zoe.id) is personas.find("ZOË") is personas.get(zoe.id) is zoe
+        with pytest.raises(PersonaNotFound) as caught:
+            personas.find("Bobby")
+        assert caught.value.field == "persona_id"
+        assert personas.get("bob") is None
+        # An id goes before a name.
+        named_as_id = await personas.create(name=bob.id, description="d")
+        assert personas.find(bob.id) is bob
+        assert personas.find(named_as_id.id) is named_as_id
+
+
+async def test_changes_are_on_disk_before_anybody_is_told(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        stage.disk.write_s = 1.0
+        bob = await stage.personas.create(name="Bob", description="d", charisma=3)
+        await trio.sleep(10)
+        renamed = await stage.personas.update(bob, {"name": "Rob"}, None)
+        assert (renamed.version, renamed.charisma) == (2, 3)
+        assert renamed.updated_at == bob.created_at + 11
+        assert (await reloaded(stage)).find("rob") == renamed
+        await stage.personas.delete(renamed)
+        assert stage.changes == [("created", "Bob"), ("updated", "Rob"), ("deleted", "Rob")]
+        with pytest.raises(PersonaNotFound):
+            (await reloaded(stage)).find("rob")
+        for name in ("Bob", "Rob"):
+            with pytest.raises(PersonaNotFound):
+                stage.personas.find(name)
+
+
+async def test_a_name_is_taken_while_its_owner_is_still_being_written(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage, trio.open_nursery() as nursery:
+        stage.disk.write_s = 1.0
+        nursery.start_soon(lambda: stage.personas.create(name="Bob", description="first"))
+        await wait_all_tasks_blocked()
+        with pytest.raises(PersonaNotFound):
+            stage.personas.find("bob")
+        for change in (
+            stage.personas.create(name="BOB", description="second"),
+            stage.personas.update(stage.aria, {"name": "bOb"}, None),
+        ):
+            with pytest.raises(Conflict) as caught:
+                await change
+            assert caught.value.field == "name"
+        assert stage.aria.version == 1
+        await trio.sleep(2)
+        assert stage.personas.find("bob").description == "first"
+
+
+@pytest.mark.parametrize("change", ["create", "update"])
+async def test_a_change_that_fails_gives_its_name_back(change: str, autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        stage.disk.write_s = 5.0
+        with trio.move_on_after(1):
+            if change == "create":
+                await stage.personas.create(name="Bob", description="d")
+            else:
+                await stage.personas.update(stage.aria, {"name": "Bob"}, None)
+        stage.disk.write_s = 0.0
+        assert stage.changes == []
+        assert stage.aria.name == "Aria"
+        await stage.personas.create(name="bob", description="d")
+        assert (await reloaded(stage)).find("bob").name == "bob"
+
+
+async def test_a_persona_can_change_the_case_of_its_own_name(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        changed = await stage.personas.update(stage.aria, {"name": "ARIA"}, 1)
+        assert stage.aria is changed
+        with pytest.raises(Conflict):
+            await stage.personas.create(name="Aria", description="d")
+
+
+async def test_an_update_needs_a_change_and_the_current_version(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        first = stage.aria
+        with pytest.raises(InvalidParams):
+            await stage.personas.update(first, {}, 1)
+        second = await stage.personas.update(first, {"charisma": 1}, 1)
+        with pytest.raises(Conflict) as caught:
+            await stage.personas.update(second, {"charisma": 2}, 1)
+        assert caught.value.field == "version"
+        assert stage.aria is second
+
+
+async def test_of_two_updates_at_once_one_wins_and_the_other_hears_of_it(autojump_clock: MockClock) -> None:
+    outcomes: list[str] = []
+    async with open_stage() as stage:
+        before = stage.aria
+
+        async def update(name: str) -> None:
+            try:
+                await stage.personas.update(before, {"name": name}, None)
+                outcomes.append(name)
+            except Conflict:
+                outcomes.append("conflict")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(update, "Ann")
+            nursery.start_soon(update, "Bea")
+        (winner,) = set(outcomes) - {"conflict"}
+        assert len(outcomes) == 2
+        assert stage.personas.find(winner).version == 2
+        # The loser's name is free again.
+        loser = "Bea" if winner == "Ann" else "Ann"
+        await stage.personas.create(name=loser, description="d")
+
+
+async def test_an_update_of_a_persona_deleted_meanwhile_does_not_bring_it_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_stage() as stage:
+        aria = stage.aria
+        await stage.personas.delete(aria)
+        with pytest.raises(Conflict):
+            await stage.personas.update(aria, {"charisma": 1}, None)
+        assert stage.personas.get(aria.id) is None
+
+
+async def test_a_turn_tires_and_the_state_outlives_a_restart(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        rested = stage.personas.state(stage.aria)
+        tired = stage.personas.record_turn(stage.aria, line="", tokens_used=50_000, processing_time_s=9)
+        assert tired.social_energy < rested.social_energy
+        assert stage.personas.state(stage.aria) == tired
+        assert (await reloaded(stage)).state(stage.aria) == rested
+        await stage.personas.save_state(stage.aria.id)
+        assert (await reloaded(stage)).state(stage.aria) == tired
+        await trio.sleep(300)
+        recovered = stage.personas.state(stage.aria)
+        assert recovered.social_energy == rested.social_energy
+        assert recovered.interaction_fatigue == tired.interaction_fatigue / 4
+
+
+async def test_who_rests_is_not_available_until_the_rest_is_over(autojump_clock: MockClock) -> None:
+    async with open_stage(recovery_s=300.0) as stage:
+        stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, processing_time_s=0)
+        assert not stage.personas.is_available(stage.aria)
+        await trio.sleep(59.9)
+        assert not stage.personas.is_available(stage.aria)
+        await trio.sleep(0.2)
+        assert stage.personas.is_available(stage.aria)
+
+
+async def test_the_state_of_who_is_gone_is_neither_kept_nor_written(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        aria = stage.aria
+        await stage.personas.delete(aria)
+        stage.personas.record_turn(aria, line="", tokens_used=10**6, processing_time_s=0)
+        writes = stage.database.statistics().writes
+        await stage.personas.save_state(aria.id)
+        assert stage.database.statistics().writes == writes
+        assert stage.personas.is_available(attrs.evolve(aria))
