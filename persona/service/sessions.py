@@ -35,6 +35,26 @@ class Identity:
     authenticated: bool = False
 
 
+@attrs.define(eq=False)
+class Place:
+    """A request's place in the order in which its session was asked.
+
+    Each knows the place before it, and not the request: a chain of those would keep every one of
+    them in memory.
+    """
+
+    _ahead: "Place | None"
+    taken: trio.Event = attrs.field(factory=trio.Event)
+    """Set when its request has its place in what it changes, at the latest when it ends."""
+
+    def ahead(self) -> "Place | None":
+        """The nearest place before this one that is not taken; those that are, are forgotten."""
+        if self._ahead is not None and self._ahead.taken.is_set():
+            # It may have ended while it waited itself: then we wait for those it waited for.
+            self._ahead = self._ahead.ahead()
+        return self._ahead
+
+
 @attrs.define(eq=False, kw_only=True)
 class RunningRequest:
     """One accepted request until its answer is given.
@@ -48,11 +68,8 @@ class RunningRequest:
     method: str
     deadline: float = math.inf
     stream_id: str | None = None
-    placed: trio.Event | None = None
-    """For a request that must keep its order: set once it has its place in what it changes, so
-    that the next one may begin. At the latest when the request ends."""
-    ahead: trio.Event | None = None
-    """`placed` of the ordered request before this one."""
+    order: Place | None = None
+    """For a request that must keep its order among others."""
     _cancel_reason: CancelReason | None = None
     _scope: trio.CancelScope | None = None
 
@@ -64,16 +81,17 @@ class RunningRequest:
             self._scope.cancel()
 
     async def wait_for_place(self) -> None:
-        """Wait until the ordered request before this one has its place. Raises as `interruptible`."""
-        if self.ahead is not None and not self.ahead.is_set():
+        """Wait until the ordered requests before this one have their places. Raises as
+        `interruptible`."""
+        while self.order is not None and (ahead := self.order.ahead()) is not None:
             with self.interruptible():
-                await self.ahead.wait()
-        self.ahead = None
+                await ahead.taken.wait()
 
     def place(self) -> None:
         """Let the next ordered request begin."""
-        if self.placed is not None:
-            self.placed.set()
+        if self.order is not None:
+            self.order.taken.set()
+            self.order.ahead()
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -116,7 +134,7 @@ class Session:
     """JSON-RPC frames accepted and not yet answered; a batch is one."""
     _requests: set[RunningRequest] = attrs.field(factory=set)
     _by_id: dict[RequestId, RunningRequest] = attrs.field(factory=dict)
-    _last_ordered: trio.Event | None = None
+    _last_ordered: Place | None = None
 
     @property
     def fairness_key(self) -> str:
@@ -139,10 +157,7 @@ class Session:
             self._by_id[request.id] = request
         self._requests.add(request)
         if ordered:
-            # Each knows only the event of the one before it: a chain of the requests themselves
-            # would keep every one of them in memory.
-            request.ahead, request.placed = self._last_ordered, trio.Event()
-            self._last_ordered = request.placed
+            request.order = self._last_ordered = Place(self._last_ordered)
 
     def end(self, request: RunningRequest) -> None:
         """Forget `request`; its id may be used again."""

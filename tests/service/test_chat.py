@@ -22,7 +22,7 @@ from persona.llm.backend import Completed
 from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, estimate_tokens
 from persona.service import chat as chat_module
 from persona.service.chat import SAVE_TIMEOUT_S, TurnAnswer
-from persona.service.sessions import RunningRequest
+from persona.service.sessions import Place, RunningRequest
 from tests.service.cuts import CUTS, cut_at_step, take_and_cut
 from tests.service.stage import Watcher, open_stage
 
@@ -280,11 +280,12 @@ async def test_turns_of_one_conversation_are_taken_in_order_and_others_beside_th
         mine, other, ended = await stage.begin(), await stage.begin(), []
 
         async def send(line: str, conversation_id: str) -> None:
-            running = RunningRequest(id=line, method="m", placed=trio.Event())
+            place = Place(None)
+            running = RunningRequest(id=line, method="m", order=place)
             nursery.start_soon(talk, line, conversation_id, running)
             # Placed as soon as it stands in the line, long before its turn comes.
             with trio.fail_after(0.01):
-                await running.placed.wait()
+                await place.taken.wait()
 
         async def talk(line: str, conversation_id: str, running: RunningRequest) -> None:
             await stage.say(line, conversation_id, running=running)

@@ -192,3 +192,39 @@ def test_a_request_that_has_ended_is_not_kept_by_those_behind_it() -> None:
     gc.collect()
     assert gone() is None
     assert session.find(request_id="2", stream_id=None) is second
+
+
+async def test_one_that_gives_up_its_wait_lets_nobody_past_those_it_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    session = Sessions().open(Identity())
+    first, second, third = line_up(session, "1", "2", "3")
+    began = []
+
+    async def wait(request: RunningRequest) -> None:
+        await request.wait_for_place()
+        began.append(request.id)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, third)
+        await wait_all_tasks_blocked()
+        session.end(second)
+        await wait_all_tasks_blocked()
+        assert began == []
+        first.place()
+    assert began == ["3"]
+
+
+def test_the_order_keeps_nothing_of_what_is_over() -> None:
+    """However many come and go, those who never waited among them."""
+    session = Sessions().open(Identity())
+    places = []
+    (last,) = line_up(session, "0")
+    for number in range(1, 100):
+        (request,) = line_up(session, str(number))
+        session.end(last)
+        assert last.order is not None
+        places.append(weakref.ref(last.order))
+        last = request
+    gc.collect()
+    assert sum(place() is not None for place in places) <= 2
