@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from persona.client import open_client
 from persona.console import MAX_LINE_BYTES, Console, Interrupts, LineTooLong, printable
 from persona.terminal import HELP, NO_MODEL, chat
-from tests.fake_server import FakeConnection, FakeServer, listening
+from tests.client.fake_server import FakeConnection, FakeServer, listening
 from tests.serving import serving
 
 Request = dict[str, Any]
