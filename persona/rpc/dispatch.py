@@ -1,13 +1,14 @@
 """Calls -> answers: the registry of methods, admission of requests, deadlines, error -> code.
 
-`accept` is what the reader does: synchronous, it refuses at once what cannot run. `run` is what a
-worker does. Each accepted request gives exactly one answer, each notification none; this module
-is where an error becomes a reply.
+`accept` is what the reader does: synchronous, it refuses at once what cannot run, and answers at
+once what has nothing to wait for. `run` is what a worker does. Each accepted request gives exactly
+one answer, each notification none; this module is where an error becomes a reply.
 """
 
+import inspect
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import attrs
@@ -53,6 +54,9 @@ class MethodSpec:
     ordered: bool = False
     """Takes its place in the order in which it was sent among the session's other ordered calls:
     a chat that follows a switch is said to the new persona, and two lines are said in turn."""
+    inline: bool = False
+    """Never waits, so the reader answers it itself. It is not in flight and holds no place, so that
+    a client whose places are all taken by streams can still ping, and stop one of them."""
 
 
 @attrs.frozen(kw_only=True)
@@ -64,7 +68,8 @@ class Call:
     subscriber: Subscriber
 
 
-Handler = Callable[[Call, Any], Awaitable[Any]]
+Handler = Callable[[Call, Any], Any]
+"""A coroutine function, or a plain one where there is nothing to wait for: `MethodSpec.inline`."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -82,6 +87,9 @@ def method(
     """Mark a handler; its docstring's first paragraph is the published summary."""
 
     def mark(handler: Callable[_P, _R]) -> Callable[_P, _R]:
+        inline = not inspect.iscoroutinefunction(handler)
+        if inline and (streams or ordered or bound != "handlers"):
+            raise ValueError(f"{name} is a plain function and answered at once: it has no order and no bound")
         summary = " ".join((handler.__doc__ or "").split("\n\n")[0].split())
         spec = MethodSpec(
             name=name,
@@ -92,6 +100,7 @@ def method(
             bound=bound,
             streams=streams,
             ordered=ordered,
+            inline=inline,
         )
         handler.__rpc__ = spec  # type: ignore[attr-defined]
         return handler
@@ -151,10 +160,12 @@ class Dispatcher:
         self._pool = trio.CapacityLimiter(limits.handler_pool_size)
         self.draining = False
 
-    def accept(self, session: Session, message: jsonrpc.Message) -> Work | bytes | None:
+    def accept(
+        self, session: Session, message: jsonrpc.Message, subscriber: Subscriber
+    ) -> Work | bytes | None:
         """Admit a decoded frame.
 
-        `Work` for a worker, an encoded refusal to be sent at once, or `None` when there is
+        `Work` for a worker, an encoded answer to be sent at once, or `None` when there is
         nothing to do and nothing to say.
         """
         match message:
@@ -163,6 +174,10 @@ class Dispatcher:
                 return None
             case jsonrpc.Invalid():
                 return self._refuse(message.id, message.error)
+            case jsonrpc.Request() | jsonrpc.Notification():
+                found = self._registry.find(message.method)
+                if found is not None and found[0].inline:
+                    return self._answer(session, message, subscriber)
         if session.frames_in_flight >= self._limits.max_in_flight:
             error = Overloaded("too many requests are in flight on this connection", retry_after_s=1.0)
             return self.refuse(message, error)
@@ -231,29 +246,51 @@ class Dispatcher:
             return None
         return jsonrpc.encode_batch(replies) if work.is_batch else replies[0]
 
+    def _answer(
+        self, session: Session, message: jsonrpc.Request | jsonrpc.Notification, subscriber: Subscriber
+    ) -> bytes | None:
+        """Run an inline call."""
+        started = time.perf_counter()
+        request_id = message.id if isinstance(message, jsonrpc.Request) else None
+        request = RunningRequest(id=request_id, method=message.method)
+        try:
+            session.check_id(request)
+            spec, handler = self._find(session, message.method, in_batch=False)
+            params: Any = convert_params(message.params, spec.params)
+            result = handler(Call(session=session, request=request, subscriber=subscriber), params)
+            outcome, reply = "ok", b"" if request_id is None else jsonrpc.encode_result(request_id, result)
+        except Exception as exc:  # noqa: BLE001 - see `_failed`
+            outcome, reply = self._failed(request_id, message.method, exc)
+        self._count(message.method, outcome, started)
+        return None if request_id is None else reply
+
     async def _run_one(
         self, session: Session, accepted: Accepted, subscriber: Subscriber, *, in_batch: bool
     ) -> bytes | None:
         message, request = accepted.message, accepted.request
         started = time.perf_counter()
         # Method names come from clients; only known ones may become a label.
-        label, outcome = "unknown", "ok"
+        label = "unknown"
         try:
             spec, handler = self._find(session, message.method, in_batch=in_batch)
             label = spec.name
             params: Any = convert_params(message.params, spec.params)
             call = Call(session=session, request=request, subscriber=subscriber)
             result = await self._call(spec, handler, call, params)
-            reply = b"" if request.id is None else jsonrpc.encode_result(request.id, result)
-        except PersonaError as exc:
-            outcome = exc.reason
-            reply = self._refuse(request.id, exc)
-        except Exception as exc:  # noqa: BLE001 - a bug in one request must not end the connection
-            outcome = InternalError.reason
-            reply = self._refuse(request.id, _internal_error(exc, label))
+            outcome, reply = "ok", b"" if request.id is None else jsonrpc.encode_result(request.id, result)
+        except Exception as exc:  # noqa: BLE001 - see `_failed`
+            outcome, reply = self._failed(request.id, label, exc)
+        self._count(label, outcome, started)
+        return None if request.id is None else reply
+
+    def _failed(self, request_id: jsonrpc.Id, label: str, exc: Exception) -> tuple[str, bytes]:
+        """The outcome and the reply: a bug in one request must not end the connection."""
+        error = exc if isinstance(exc, PersonaError) else _internal_error(exc, label)
+        return error.reason, self._refuse(request_id, error)
+
+    def _count(self, label: str, outcome: str, started: float) -> None:
         self._metrics.requests.labels(label, outcome).inc()
         self._metrics.request_seconds.labels(label).observe(time.perf_counter() - started)
-        return None if request.id is None else reply
 
     def _find(self, session: Session, name: str, *, in_batch: bool) -> tuple[MethodSpec, Handler]:
         if self.draining:
@@ -271,6 +308,8 @@ class Dispatcher:
     async def _call(self, spec: MethodSpec, handler: Handler, call: Call, params: Any) -> Any:
         request = call.request
         limits = self._limits
+        if spec.inline:
+            return handler(call, params)
         for_model = spec.bound == "model"
         timeout_s = limits.chat_timeout_s if for_model else limits.request_timeout_s
         request.deadline = trio.current_time() + timeout_s

@@ -19,7 +19,6 @@ from persona.errors import (
     Conflict,
     DeadlineExceeded,
     LLMUnavailable,
-    MemoryFailure,
     NotFound,
     PersonaError,
     PersonaNotFound,
@@ -36,7 +35,7 @@ from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import RunningRequest
 from persona.storage import store
-from persona.storage.pool import Database
+from persona.storage.pool import Database, write_shielded
 
 log = structlog.get_logger()
 
@@ -45,11 +44,6 @@ MAX_HISTORY_TURNS = 200
 MAX_ANSWER_BYTES = 256 * 1024
 """Where an answer is cut whatever the backend counts: a model that never stops must not fill
 the memory or the database."""
-SAVE_TIMEOUT_S = 10.0
-"""How long saving a turn may take. Saving is shielded, so that an answer is not lost because its
-client left while it was being written; the bound keeps a stuck disk from holding up the
-connection's end. Above `database.busy_timeout_s`, so that a lock held by someone else shows as
-what it is."""
 
 
 @attrs.frozen(kw_only=True)
@@ -323,19 +317,15 @@ class Chat:
         return _answer(saved[-1])
 
     async def _append(self, request: TurnRequest, turns: tuple[NewTurn, ...]) -> list[Turn]:
-        saved: list[Turn] | None = None
-        with trio.move_on_after(SAVE_TIMEOUT_S, shield=True):
-            try:
-                saved = await self._database.write(
-                    lambda conn: store.append_turns(conn, request.conversation_id, turns)
-                )
-            except NotFound as exc:
-                if self._personas.get(request.persona.id) is None:
-                    raise PersonaNotFound("the persona was deleted meanwhile") from exc
-                raise
-        if saved is None:
-            raise MemoryFailure("the turn could not be saved in time", retry_after_s=SAVE_TIMEOUT_S)
-        return saved
+        # Shielded, so that an answer is not lost because its client left while it was being written.
+        try:
+            return await write_shielded(
+                self._database, lambda conn: store.append_turns(conn, request.conversation_id, turns)
+            )
+        except NotFound as exc:
+            if self._personas.get(request.persona.id) is None:
+                raise PersonaNotFound("the persona was deleted meanwhile") from exc
+            raise
 
     async def _save_disconnected(self, request: TurnRequest, draft: _Draft) -> None:
         """Keep what was said before the connection ended; there is nobody left to tell if it fails."""

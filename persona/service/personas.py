@@ -4,19 +4,23 @@ Personas and their interaction states are served from memory: the database is re
 start and written through on every change. This object is the only writer of both tables.
 """
 
+import sqlite3
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import attrs
+import trio
 
-from persona.errors import Conflict, InvalidParams, PersonaNotFound
+from persona.errors import Conflict, InvalidParams, MemoryFailure, PersonaNotFound
 from persona.model import InteractionState, Persona
 from persona.service import availability
 from persona.storage import store
-from persona.storage.pool import Database
+from persona.storage.pool import Database, write_shielded
 
 OnChange = Callable[[str, Persona], None]
+T = TypeVar("T")
 
 
 class Personas:
@@ -32,13 +36,21 @@ class Personas:
         self._by_id: dict[str, Persona] = {}
         self._ids_by_name: dict[str, str] = {}
         self._states: dict[str, InteractionState] = {}
+        self._changes = trio.Lock()
+        self._is_in_doubt = False
+        """Whether the outcome of a write is not known."""
 
     async def load(self) -> None:
-        """Read everybody from the database."""
-        for persona in await self._database.read(store.list_personas):
+        """Read everybody from the database. States that are in memory already are newer and stay."""
+        personas, states = await self._database.read(
+            lambda conn: (store.list_personas(conn), store.load_states(conn))
+        )
+        self._by_id.clear()
+        self._ids_by_name.clear()
+        for persona in personas:
             self._remember(persona)
-        for state in await self._database.read(store.load_states):
-            self._states[state.persona_id] = state
+        known = {state.persona_id: state for state in states} | self._states
+        self._states = {key: state for key, state in known.items() if key in self._by_id}
 
     def all(self) -> list[Persona]:
         """Everybody, by name."""
@@ -59,55 +71,46 @@ class Personas:
 
     async def create(self, **fields: Any) -> Persona:
         """Add a persona. Raises `Conflict` when the name is taken."""
-        now = self._now()
-        persona = Persona(id=uuid.uuid4().hex, created_at=now, updated_at=now, **fields)
-        self._claim_name(persona)
-        try:
-            await self._database.write(lambda conn: store.insert_persona(conn, persona))
-        except BaseException:
-            self._release_name(persona)
-            raise
-        self._remember(persona)
-        self._on_change("created", persona)
-        return persona
+        async with self._changing():
+            now = self._now()
+            persona = Persona(id=uuid.uuid4().hex, created_at=now, updated_at=now, **fields)
+            self._require_free_name(persona)
+            await self._write(lambda conn: store.insert_persona(conn, persona))
+            self._remember(persona)
+            self._on_change("created", persona)
+            return persona
 
     async def update(self, persona: Persona, changes: dict[str, Any], version: int | None) -> Persona:
-        """Change a persona's fields.
+        """Change a persona's fields, whatever became of the others since `persona` was found.
 
         Raises `Conflict` when `version` is given and is not the current one, or the new name is
-        taken; `InvalidParams` when nothing changes.
+        taken; `PersonaNotFound` when it is gone meanwhile; `InvalidParams` when nothing changes.
         """
         if not changes:
             raise InvalidParams("nothing to change was given")
-        if version is not None and version != persona.version:
-            raise Conflict(f"the persona is at version {persona.version}", field="version")
-        changed = attrs.evolve(persona, **changes, version=persona.version + 1, updated_at=self._now())
-        renamed = changed.name.casefold() != persona.name.casefold()
-        if renamed:
-            self._claim_name(changed)
-        try:
-            done = await self._database.write(
-                lambda conn: store.update_persona(conn, changed, persona.version)
-            )
-            if not done:
-                raise Conflict("the persona was changed or deleted meanwhile", field="version")
-        except BaseException:
-            if renamed:
-                self._release_name(changed)
-            raise
-        if renamed:
-            self._release_name(persona)
-        self._remember(changed)
-        self._on_change("updated", changed)
-        return changed
+        async with self._changing():
+            current = self._current(persona)
+            if version is not None and version != current.version:
+                raise Conflict(f"the persona is at version {current.version}", field="version")
+            changed = attrs.evolve(current, **changes, version=current.version + 1, updated_at=self._now())
+            self._require_free_name(changed)
+            if not await self._write(lambda conn: store.update_persona(conn, changed, current.version)):
+                self._is_in_doubt = True
+                raise Conflict("another program changed or deleted the persona", field="version")
+            self._forget(current)
+            self._remember(changed)
+            self._on_change("updated", changed)
+            return changed
 
     async def delete(self, persona: Persona) -> None:
-        """Remove a persona and everything of it: conversations, turns, state."""
-        await self._database.write(lambda conn: store.delete_persona(conn, persona.id))
-        self._by_id.pop(persona.id, None)
-        self._states.pop(persona.id, None)
-        self._release_name(persona)
-        self._on_change("deleted", persona)
+        """Remove a persona and everything of it: conversations, turns, state. Raises
+        `PersonaNotFound` when it is gone already."""
+        async with self._changing():
+            current = self._current(persona)
+            await self._write(lambda conn: store.delete_persona(conn, current.id))
+            self._forget(current)
+            self._states.pop(current.id, None)
+            self._on_change("deleted", current)
 
     def state(self, persona: Persona) -> InteractionState:
         """How the persona feels now."""
@@ -143,16 +146,37 @@ class Personas:
         if state is not None:
             await self._database.write(lambda conn: store.save_state(conn, state))
 
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """One change at a time, and what is in memory at its beginning is what is on disk."""
+        async with self._changes:
+            if self._is_in_doubt:
+                await self.load()
+                self._is_in_doubt = False
+            yield
+
+    async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Shielded, for a change that is on disk and not in memory would be undone by the next one."""
+        try:
+            return await write_shielded(self._database, fn)
+        except MemoryFailure:
+            self._is_in_doubt = True
+            raise
+
+    def _current(self, persona: Persona) -> Persona:
+        current = self._by_id.get(persona.id)
+        if current is None:
+            raise PersonaNotFound("the persona was deleted meanwhile", field="persona_id")
+        return current
+
+    def _require_free_name(self, persona: Persona) -> None:
+        if self._ids_by_name.get(persona.name.casefold(), persona.id) != persona.id:
+            raise Conflict("a persona of this name exists already", field="name")
+
     def _remember(self, persona: Persona) -> None:
         self._by_id[persona.id] = persona
         self._ids_by_name[persona.name.casefold()] = persona.id
 
-    def _claim_name(self, persona: Persona) -> None:
-        # Claimed before the write, so that two requests cannot both pass the check and then
-        # meet in the database.
-        if self._ids_by_name.setdefault(persona.name.casefold(), persona.id) != persona.id:
-            raise Conflict("a persona of this name exists already", field="name")
-
-    def _release_name(self, persona: Persona) -> None:
-        if self._ids_by_name.get(persona.name.casefold()) == persona.id:
-            del self._ids_by_name[persona.name.casefold()]
+    def _forget(self, persona: Persona) -> None:
+        del self._by_id[persona.id]
+        del self._ids_by_name[persona.name.casefold()]

@@ -151,13 +151,17 @@ class Session:
 
         Raises `InvalidRequest` when its id is in flight already.
         """
+        self.check_id(request)
         if request.id is not None:
-            if request.id in self._by_id:
-                raise InvalidRequest("a request with this id is still running")
             self._by_id[request.id] = request
         self._requests.add(request)
         if ordered:
             request.order = self._last_ordered = Place(self._last_ordered)
+
+    def check_id(self, request: RunningRequest) -> None:
+        """Raise `InvalidRequest` when the id is in flight already."""
+        if request.id is not None and request.id in self._by_id:
+            raise InvalidRequest("a request with this id is still running")
 
     def end(self, request: RunningRequest) -> None:
         """Forget `request`; its id may be used again."""

@@ -27,6 +27,7 @@ from typing import Any, Literal, TypeVar, final
 import attrs
 import trio
 
+from persona.errors import MemoryFailure
 from persona.groups import ungrouped
 from persona.storage.batch import Lane, Reader, SharedReader, Writer
 from persona.storage.connection import (
@@ -44,6 +45,9 @@ Hop = Callable[[Callable[[], T]], Awaitable[T]]
 CLOSE_TIMEOUT_S = 10.0
 """How long closing waits for accepted calls. Above `busy_timeout_s`, so that a lock held by another
 program shows as what it is."""
+SHIELDED_WRITE_TIMEOUT_S = 10.0
+"""How long a write may hold up the cancellation of its caller: a stuck disk must not keep connections
+from ending. Above `busy_timeout_s`, for the same reason."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,6 +107,17 @@ class Database:
             readers_busy=reads.busy,
             replaced_connections=sum(lane.replaced for lane in (*writes.lanes, *reads.lanes)),
         )
+
+
+async def write_shielded(database: Database, fn: Callable[[sqlite3.Connection], T]) -> T:
+    """`Database.write` for what must be known to have happened or not: its caller's cancellation
+    waits for it.
+
+    Raises `MemoryFailure` after `SHIELDED_WRITE_TIMEOUT_S`; then only the disk knows.
+    """
+    with trio.move_on_after(SHIELDED_WRITE_TIMEOUT_S, shield=True):
+        return await database.write(fn)
+    raise MemoryFailure("the database did not answer in time", retry_after_s=SHIELDED_WRITE_TIMEOUT_S)
 
 
 @asynccontextmanager

@@ -128,7 +128,7 @@ class Connection:
                     self.goodbye = Goodbye(1008, "rate limit ignored", "rate_limit")
                     return
                 continue
-            work = self._dispatcher.accept(self.session, message)
+            work = self._dispatcher.accept(self.session, message, self)
             if isinstance(work, Work):
                 self._hand_over(work, nursery)
             elif work is not None:

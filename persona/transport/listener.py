@@ -174,6 +174,9 @@ class Listener:
         )
         with self._listed(connection), structlog.contextvars.bound_contextvars(connection=session.id):
             log.debug("connection_opened", user=session.identity.user)
+            if self._draining:
+                # It was let in just before, and comes too late to be sent away with the others.
+                connection.finish(Goodbye(1012, "the server restarts", "shutdown"))
             # What the peer is told if something other than its own end ends the connection.
             goodbye = Goodbye(1011, "internal error", "error")
             try:

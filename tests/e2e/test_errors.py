@@ -237,10 +237,13 @@ async def test_overloaded_by_what_is_in_flight(tmp_path: Path) -> None:
         dial(server.url) as wire,
     ):
         await wire.start("persona.chat", CHAT, id="a")
-        await wire.alive()  # just under
+        await wire.call("persona.status", ["aria"])  # just under
         await wire.start("persona.chat", CHAT, id="b")
-        data = check(await wire.error("system.ping"), -32011, "overloaded", retryable=True)
+        data = check(await wire.error("persona.status", ["aria"]), -32011, "overloaded", retryable=True)
         assert data["retry_after_s"] > 0
+        # What needs no place is not refused: the client can make room again.
+        await wire.alive()
+        assert (await wire.call("stream.cancel", {"request_id": "a"}))["cancelled"]
 
 
 async def test_overloaded_by_the_models_queue(tmp_path: Path) -> None:

@@ -60,6 +60,17 @@ class Methods:
         """Fails as it should not."""
         raise KeyError("secret")
 
+    @method("t.now", params=Nothing, result=Nothing)
+    def now(self, call: Call, _params: Nothing) -> str:
+        """Has nothing to wait for."""
+        self.ran.append(f"now for {call.request.id}")
+        return "now"
+
+    @method("t.broken", params=Nothing, result=Nothing)
+    def broken(self, _call: Call, _params: Nothing) -> None:
+        """Fails at once, as it should not."""
+        raise KeyError("secret")
+
     @method("t.emit", params=Nothing, result=Nothing)
     async def emit(self, call: Call, _params: Nothing) -> str:
         """Says something ahead of its answer."""
@@ -125,7 +136,7 @@ class Desk:
     outbox: Outbox = attrs.field(factory=Outbox)
 
     def accept(self, frame: Any) -> Work | bytes | None:
-        return self.dispatcher.accept(self.session, jsonrpc.decode(json.dumps(frame)))
+        return self.dispatcher.accept(self.session, jsonrpc.decode(json.dumps(frame)), self.outbox)
 
     async def ask(self, frame: Any) -> Any:
         work = self.accept(frame)

@@ -7,9 +7,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.rpc.dispatch import Registry
+from persona.rpc.dispatch import Registry, method
 from persona.service.sessions import Identity, Sessions
-from tests.rpc.desk import Desk, Line, Methods, call, desk, notify, reason
+from tests.rpc.desk import Desk, Line, Methods, Nothing, call, desk, notify, reason
 
 
 async def test_a_result_comes_under_the_requests_id() -> None:
@@ -91,6 +91,53 @@ async def test_too_much_in_flight_is_refused_at_once(autojump_clock: MockClock) 
     assert "result" in await here.ask(call("t.sleep", 3))
 
 
+async def test_what_waits_for_nothing_is_answered_at_once_however_much_is_in_flight(
+    autojump_clock: MockClock,
+) -> None:
+    here = desk(max_in_flight=1, handler_pool_size=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.ask, call("t.sleep", "busy", seconds=5))
+        await wait_all_tasks_blocked()
+
+        def at_once(frame: Any) -> Any:
+            answer = here.accept(frame)
+            assert isinstance(answer, bytes)
+            return json.loads(answer)
+
+        assert at_once(call("t.now", "n")) == {"jsonrpc": "2.0", "id": "n", "result": "now"}
+        assert here.accept(notify("t.now")) is None
+        assert here.methods.ran == ["now for n", "now for None"]
+        assert reason(at_once(call("t.now", "busy"))) == "invalid_request"
+        assert reason(at_once(call("t.now", nonsense=1))) == "invalid_params"
+        assert reason(at_once(call("t.broken"))) == "internal_error"
+        assert here.accept(notify("t.broken")) is None
+        assert here.session.in_flight == 1
+    assert here.methods.ran[2:] == ["slept 5"]
+    count = here.metrics.value("requests_total", method="t.now", outcome="ok")
+    assert count == here.metrics.value("request_seconds_count", method="t.now") - 2 == 2
+    here.dispatcher.draining = True
+    assert reason(await here.ask(call("t.now"))) == "shutting_down"
+
+
+async def test_in_a_batch_it_has_its_turn_among_the_others(autojump_clock: MockClock) -> None:
+    here = desk(handler_pool_size=1)
+    replies = await here.ask([call("t.sleep", 1, seconds=5), call("t.now", 2), call("t.broken", 3)])
+    assert [reply.get("result", reply.get("error", {}).get("code")) for reply in replies] == [
+        {"slept": 5},
+        "now",
+        -32603,
+    ]
+    assert here.methods.ran == ["slept 5", "now for 2"]
+
+
+@pytest.mark.parametrize("mark", [{"ordered": True}, {"streams": True}, {"bound": "model"}])
+def test_a_plain_function_cannot_be_bound_or_ordered(mark: Any) -> None:
+    with pytest.raises(ValueError, match="plain function"):
+
+        @method("t.odd", params=Nothing, result=Nothing, **mark)
+        def odd(self: Any, call: Any, params: Nothing) -> None: ...
+
+
 async def test_the_handler_pool_is_shared_by_all_and_chats_are_not_in_it(autojump_clock: MockClock) -> None:
     here = desk(handler_pool_size=1)
     other = Desk(here.dispatcher, Sessions().open(Identity()), here.methods, here.metrics)
@@ -160,7 +207,7 @@ async def test_a_cancelled_run_frees_its_ids() -> None:
 def test_the_registry_lists_what_is_callable() -> None:
     registry = Registry([Methods()])
     assert [spec.name for spec in registry.specs()] == sorted(
-        ["t.sleep", "t.model", "t.admin", "t.conflict", "t.bug", "t.emit"]
+        ["t.sleep", "t.model", "t.admin", "t.conflict", "t.bug", "t.emit", "t.now", "t.broken"]
     )
     found = registry.find("t.sleep")
     assert found is not None

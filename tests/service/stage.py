@@ -83,17 +83,25 @@ class PlayedModel:
 
 
 class Disk:
-    """A database whose writes the test can delay; `write_s` counts seconds, `math.inf` is stuck."""
+    """A database whose writes the test can hold up, for `write_s` before and `answers_after_s` after
+    they are made, or let fail. Seconds; `math.inf` is stuck."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.write_s = 0.0
+        self.answers_after_s = 0.0
         self.read_s = 0.0
+        self.failure: Exception | None = None
 
     async def write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         if self.write_s:
             await trio.sleep(self.write_s)
-        return await self._database.write(fn)
+        if self.failure is not None:
+            raise self.failure
+        written = await self._database.write(fn)
+        if self.answers_after_s:
+            await trio.sleep(self.answers_after_s)
+        return written
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         if self.read_s:

@@ -21,8 +21,9 @@ from persona.errors import (
 from persona.llm.backend import Completed
 from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, estimate_tokens
 from persona.service import chat as chat_module
-from persona.service.chat import SAVE_TIMEOUT_S, TurnAnswer
+from persona.service.chat import TurnAnswer
 from persona.service.sessions import Place, RunningRequest
+from persona.storage.pool import SHIELDED_WRITE_TIMEOUT_S
 from tests.service.cuts import CUTS, cut_at_step, take_and_cut
 from tests.service.stage import Watcher, open_stage
 
@@ -204,10 +205,10 @@ async def test_a_disk_that_is_stuck_holds_nobody_up_for_long(
         stage.disk.write_s = math.inf
         with trio.CancelScope(deadline=leaves_at), pytest.raises(MemoryFailure) as caught:
             await stage.say("Hello", conversation_id)
-        assert trio.current_time() == min(leaves_at, 3) + SAVE_TIMEOUT_S
+        assert trio.current_time() == min(leaves_at, 3) + SHIELDED_WRITE_TIMEOUT_S
         assert await stage.turns(conversation_id) == []
         if leaves_at == math.inf:
-            assert caught.value.retry_after_s == SAVE_TIMEOUT_S
+            assert caught.value.retry_after_s == SHIELDED_WRITE_TIMEOUT_S
         stage.disk.write_s = 0.0
         assert (await stage.say("Hello", conversation_id)).text == "Well met."
 

@@ -1,12 +1,16 @@
 """Who exists: served from memory, written through."""
 
+import math
+
 import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.errors import Conflict, InvalidParams, PersonaNotFound
+from persona.errors import Conflict, InvalidParams, MemoryFailure, Overloaded, PersonaNotFound
 from persona.service.personas import Personas
+from persona.storage import store
+from persona.storage.pool import SHIELDED_WRITE_TIMEOUT_S
 from tests.service.stage import Stage, now, open_stage
 
 
@@ -71,20 +75,66 @@ async def test_a_name_is_taken_while_its_owner_is_still_being_written(autojump_c
         assert stage.personas.find("bob").description == "first"
 
 
-@pytest.mark.parametrize("change", ["create", "update"])
-async def test_a_change_that_fails_gives_its_name_back(change: str, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("change", ["create", "update", "delete"])
+async def test_a_change_whose_caller_leaves_is_made_wholly(change: str, autojump_clock: MockClock) -> None:
+    """On disk and in memory, or the next change would meet another persona than it knows."""
     async with open_stage() as stage:
         stage.disk.write_s = 5.0
         with trio.move_on_after(1):
-            if change == "create":
-                await stage.personas.create(name="Bob", description="d")
-            else:
-                await stage.personas.update(stage.aria, {"name": "Bob"}, None)
+            await make(stage, change)
+        assert trio.current_time() == 5
         stage.disk.write_s = 0.0
+        assert len(stage.changes) == 1
+        assert (await reloaded(stage)).all() == stage.personas.all()
+
+
+async def make(stage: Stage, change: str) -> None:
+    match change:
+        case "create":
+            await stage.personas.create(name="Bob", description="d")
+        case "update":
+            await stage.personas.update(stage.aria, {"name": "Bob"}, None)
+        case "delete":
+            await stage.personas.delete(stage.aria)
+
+
+@pytest.mark.parametrize("change", ["create", "update", "delete"])
+@pytest.mark.parametrize("happens", [False, True])
+async def test_what_became_of_a_change_that_took_too_long_is_looked_up(
+    change: str, happens: bool, autojump_clock: MockClock
+) -> None:
+    async with open_stage() as stage:
+        stage.personas.record_turn(stage.aria, line="", tokens_used=1000, processing_time_s=1)
+        if happens:
+            stage.disk.answers_after_s = math.inf
+        else:
+            stage.disk.write_s = math.inf
+        with pytest.raises(MemoryFailure):
+            await make(stage, change)
+        assert trio.current_time() == SHIELDED_WRITE_TIMEOUT_S
         assert stage.changes == []
-        assert stage.aria.name == "Aria"
-        await stage.personas.create(name="bob", description="d")
-        assert (await reloaded(stage)).find("bob").name == "bob"
+        stage.disk.write_s = stage.disk.answers_after_s = 0.0
+        await stage.personas.create(name="Cid", description="d")
+        names = {"create": ["Aria", "Bob", "Cid", "Kira"], "update": ["Bob", "Cid", "Kira"]}
+        expected = names.get(change, ["Cid", "Kira"]) if happens else ["Aria", "Cid", "Kira"]
+        assert [persona.name for persona in stage.personas.all()] == expected
+        assert (await reloaded(stage)).all() == stage.personas.all()
+        if "Aria" in expected:
+            assert stage.personas.state(stage.aria).interaction_fatigue > 0
+
+
+async def test_a_failed_change_changes_nothing(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        before = stage.personas.all()
+        stage.disk.failure = Overloaded("full")
+        for change in ("create", "update", "delete"):
+            with pytest.raises(Overloaded):
+                await make(stage, change)
+        stage.disk.failure = None
+        assert stage.personas.all() == before
+        assert stage.changes == []
+        for change in ("create", "delete"):
+            await make(stage, change)
 
 
 async def test_a_persona_can_change_the_case_of_its_own_name(autojump_clock: MockClock) -> None:
@@ -107,38 +157,61 @@ async def test_an_update_needs_a_change_and_the_current_version(autojump_clock: 
         assert stage.aria is second
 
 
-async def test_of_two_updates_at_once_one_wins_and_the_other_hears_of_it(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("version", [None, 1])
+async def test_of_two_updates_at_once_both_are_made_unless_a_version_was_named(
+    version: int | None, autojump_clock: MockClock
+) -> None:
     outcomes: list[str] = []
     async with open_stage() as stage:
         before = stage.aria
+        stage.disk.write_s = 1.0
 
-        async def update(name: str) -> None:
+        async def update(field: str) -> None:
             try:
-                await stage.personas.update(before, {"name": name}, None)
-                outcomes.append(name)
-            except Conflict:
-                outcomes.append("conflict")
+                await stage.personas.update(before, {field: 7}, version)
+                outcomes.append("done")
+            except Conflict as exc:
+                outcomes.append(exc.field or "")
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(update, "Ann")
-            nursery.start_soon(update, "Bea")
-        (winner,) = set(outcomes) - {"conflict"}
-        assert len(outcomes) == 2
-        assert stage.personas.find(winner).version == 2
-        # The loser's name is free again.
-        loser = "Bea" if winner == "Ann" else "Ann"
-        await stage.personas.create(name=loser, description="d")
+            for field in ("charisma", "intelligence"):
+                nursery.start_soon(update, field)
+        after = stage.aria
+        if version is None:
+            assert outcomes == ["done", "done"]
+            assert (after.charisma, after.intelligence, after.version) == (7, 7, 3)
+        else:
+            assert sorted(outcomes) == ["done", "version"]
+            assert after.version == 2
+        assert (await reloaded(stage)).find("aria") == after
 
 
-async def test_an_update_of_a_persona_deleted_meanwhile_does_not_bring_it_back(
-    autojump_clock: MockClock,
-) -> None:
+async def test_another_programs_change_is_noticed_and_taken_over(autojump_clock: MockClock) -> None:
     async with open_stage() as stage:
-        aria = stage.aria
-        await stage.personas.delete(aria)
+        theirs = attrs.evolve(stage.aria, version=9, charisma=1)
+        await stage.database.write(lambda conn: store.update_persona(conn, theirs, 1))
         with pytest.raises(Conflict):
-            await stage.personas.update(aria, {"charisma": 1}, None)
+            await stage.personas.update(stage.aria, {"intelligence": 2}, None)
+        ours = await stage.personas.update(stage.aria, {"intelligence": 2}, None)
+        assert (ours.version, ours.charisma, ours.intelligence) == (10, 1, 2)
+
+
+@pytest.mark.parametrize("later", ["update", "delete"])
+async def test_who_is_deleted_meanwhile_is_not_brought_back(later: str, autojump_clock: MockClock) -> None:
+    async with open_stage() as stage, trio.open_nursery() as nursery:
+        aria = stage.aria
+        stage.disk.write_s = 1.0
+        nursery.start_soon(stage.personas.delete, aria)
+        await wait_all_tasks_blocked()
+        with pytest.raises(PersonaNotFound):
+            if later == "delete":
+                await stage.personas.delete(aria)
+            else:
+                await stage.personas.update(aria, {"name": "Ann"}, None)
         assert stage.personas.get(aria.id) is None
+        assert stage.changes == [("deleted", "Aria")]
+        for name in ("Ann", "Aria"):
+            await stage.personas.create(name=name, description="d")
 
 
 async def test_a_turn_tires_and_the_state_outlives_a_restart(autojump_clock: MockClock) -> None:

@@ -16,6 +16,7 @@ from persona.rpc import jsonrpc
 from persona.rpc.dispatch import Dispatcher, Registry, Work
 from persona.service.hub import Hub
 from persona.service.sessions import Session, Sessions
+from persona.service.subscriber import Subscriber
 from persona.testing import settings_with
 from persona.transport.connection import Connection
 from persona.transport.listener import Listener
@@ -30,10 +31,12 @@ HEAD = (
 class Fragile(Dispatcher):
     """Has a bug that some frames meet."""
 
-    def accept(self, session: Session, message: jsonrpc.Message) -> Work | bytes | None:
+    def accept(
+        self, session: Session, message: jsonrpc.Message, subscriber: Subscriber
+    ) -> Work | bytes | None:
         if isinstance(message, jsonrpc.Notification) and message.method == "t.crash":
             raise ZeroDivisionError
-        return super().accept(session, message)
+        return super().accept(session, message, subscriber)
 
 
 class Door(trio.abc.Listener[trio.abc.Stream]):

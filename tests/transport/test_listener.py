@@ -20,7 +20,7 @@ async def test_a_client_is_served_and_forgotten_when_it_leaves(autojump_clock: M
     async with open_house() as house:
         async with house.connect() as client:
             assert await client.call("t.sleep", {"seconds": 1.0}) == {"slept": 1.0}
-            house.hub.subscribe(house.connection_of(1), "news")
+            house.hub.subscribe(house.connection_of(1), ["news"])
             assert house.value("connections") == len(house.sessions) == 1
         await wait_all_tasks_blocked()
         assert house.listener.connections == {}
@@ -233,7 +233,7 @@ async def test_shedding_takes_the_idle_first_and_of_the_busy_who_reads_least(
 async def test_draining_waits_for_requests_and_refuses_new_ones(autojump_clock: MockClock) -> None:
     async with open_house(server={"graceful_timeout_s": 10.0}) as house:
         client, answers = await house.join(), []
-        house.hub.subscribe(house.connection_of(1), "system")
+        house.hub.subscribe(house.connection_of(1), ["system"])
 
         async def work() -> None:
             answers.append(await client.call("t.sleep", {"seconds": 3.0}))
@@ -263,6 +263,29 @@ async def test_who_is_in_the_middle_of_its_handshake_is_refused_by_a_drain(autoj
         await wait_all_tasks_blocked()
         assert (await stream.receive_some())[:12] == b"HTTP/1.1 503"
         assert house.value("handshakes_refused_total", reason="draining") == 1
+
+
+async def test_who_is_let_in_while_the_others_are_sent_away_is_sent_after_them(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_house() as house:
+        ours, theirs = house.knock()
+
+        async def drain_meanwhile() -> None:
+            # The answer to the opening request is under way: nobody can send it away yet.
+            theirs.send_stream.send_all_hook = None
+            await house.listener.drain()
+
+        theirs.send_stream.send_all_hook = drain_meanwhile
+        await ours.send_all(HEAD)
+        await wait_all_tasks_blocked()
+        answer = await ours.receive_some()
+        assert answer[:12] == b"HTTP/1.1 101"
+        with trio.fail_after(1):
+            assert answer.partition(b"\r\n\r\n")[2] or await ours.receive_some()  # a goodbye
+        await trio.sleep(house.settings.limits.close_timeout_s + 1)
+        assert house.listener.connections == {}
+        assert house.value("connections_closed_total", cause="shutdown") == 1
 
 
 async def test_at_the_deadline_a_stream_is_cancelled_and_gets_its_last_event(

@@ -71,7 +71,7 @@ class ChatMethods:
         return stream.complete(answer)
 
     @method("stream.cancel", params=p.CancelParams, result=r.StreamCancelled)
-    async def cancel(self, call: Call, params: p.CancelParams) -> r.StreamCancelled:
+    def cancel(self, call: Call, params: p.CancelParams) -> r.StreamCancelled:
         """Stop a running request of this session; what was said so far is kept and marked."""
         if (params.stream_id is None) == (params.request_id is None):
             raise InvalidParams("give either stream_id or request_id", field="stream_id")

@@ -26,7 +26,7 @@ class PersonaMethods:
         self._conversations = conversations
 
     @method("persona.list", params=p.NoParams, result=r.PersonaList)
-    async def list(self, _call: Call, _params: p.NoParams) -> r.PersonaList:
+    def list(self, _call: Call, _params: p.NoParams) -> r.PersonaList:
         """Everybody there is, and who is available."""
         summaries = [self._summary(persona) for persona in self._personas.all()]
         return r.PersonaList(
@@ -36,7 +36,7 @@ class PersonaMethods:
         )
 
     @method("persona.get", params=p.PersonaRef, result=r.PersonaDetail)
-    async def get(self, _call: Call, params: p.PersonaRef) -> r.PersonaDetail:
+    def get(self, _call: Call, params: p.PersonaRef) -> r.PersonaDetail:
         """The whole persona."""
         return r.PersonaDetail.of(self._personas.find(params.persona_id))
 

@@ -17,7 +17,7 @@ class SessionMethods:
         self._server = server
 
     @method("session.info", params=p.NoParams, result=r.SessionInfo)
-    async def info(self, call: Call, _params: p.NoParams) -> r.SessionInfo:
+    def info(self, call: Call, _params: p.NoParams) -> r.SessionInfo:
         """Who the server takes the client for, and the limits it must stay under."""
         session = call.session
         current = self._personas.get(session.current_persona_id or "")
@@ -38,15 +38,13 @@ class SessionMethods:
         return r.SessionCleared(cleared=True)
 
     @method("events.subscribe", params=p.TopicParams, result=r.Topics)
-    async def subscribe(self, call: Call, params: p.TopicParams) -> r.Topics:
+    def subscribe(self, call: Call, params: p.TopicParams) -> r.Topics:
         """Get the events of these topics, too."""
-        for topic in params.topics:
-            self._hub.subscribe(call.subscriber, topic)
+        self._hub.subscribe(call.subscriber, params.topics)
         return r.Topics(topics=self._hub.topics_of(call.subscriber))
 
     @method("events.unsubscribe", params=p.TopicParams, result=r.Topics)
-    async def unsubscribe(self, call: Call, params: p.TopicParams) -> r.Topics:
+    def unsubscribe(self, call: Call, params: p.TopicParams) -> r.Topics:
         """Get the events of these topics no longer."""
-        for topic in params.topics:
-            self._hub.unsubscribe(call.subscriber, topic)
+        self._hub.unsubscribe(call.subscriber, params.topics)
         return r.Topics(topics=self._hub.topics_of(call.subscriber))
