@@ -280,6 +280,9 @@ class Dispatcher:
             outcome, reply = "ok", b"" if request.id is None else jsonrpc.encode_result(request.id, result)
         except Exception as exc:  # noqa: BLE001 - see `_failed`
             outcome, reply = self._failed(request.id, label, exc)
+        finally:
+            # Not only when the frame is done: the next one may be in the same batch.
+            request.place()
         self._count(label, outcome, started)
         return None if request.id is None else reply
 

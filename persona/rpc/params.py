@@ -11,7 +11,15 @@ from msgspec import UNSET, Meta, UnsetType
 
 from persona.model import Priority
 
-Name = Annotated[str, Meta(min_length=1, max_length=80, pattern=r"^[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
+# Python's `$` also matches before a last newline, that of JSON Schema does not; `(?!\n)` is for both.
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=80,
+        pattern=r"^[^\x00-\x20\x7f-\xa0\u2028\u2029][^\x00-\x1f\x7f-\x9f\u2028\u2029]*$(?!\n)",
+    ),
+]
 Reference = Annotated[str, Meta(min_length=1, max_length=128, description="an id, or a name in any case")]
 Text = Annotated[str, Meta(max_length=8000)]
 Score = Annotated[int, Meta(ge=1, le=20)]
@@ -25,7 +33,7 @@ Rank = Annotated[str, Meta(min_length=1, max_length=80)]
 Energy = Annotated[float, Meta(gt=0, le=10_000)]
 Limit = Annotated[int, Meta(ge=1, le=200)]
 StopSequences = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=8)]
-Topic = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-z][a-z0-9_.:-]*$")]
+Topic = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_.:-]*$(?!\n)")]
 
 
 @attrs.frozen(kw_only=True)

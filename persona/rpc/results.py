@@ -207,7 +207,8 @@ class TurnView:
 class History:
     """Answer of `conversation.history`: turns oldest first; pass `next_before` as `before`."""
 
-    conversation_id: str
+    conversation_id: str | None
+    """`None` where nothing was ever said."""
     turns: list[TurnView]
     has_more: bool
     next_before: int | None

@@ -39,7 +39,8 @@ def _named(params: Params, params_type: type) -> dict[str, Any]:
         return params
     names = list(_fields(params_type))
     if len(params) > len(names):
-        raise InvalidParams(f"at most {len(names)} positional params are taken, {len(params)} were given")
+        text = f"at most {len(names)} positional params are taken, {len(params)} were given"
+        raise InvalidParams(text, field="params")
     return dict(zip(names, params, strict=False))
 
 

@@ -162,6 +162,7 @@ class Chat:
             availability.require_available(self._personas.state(request.persona), request.persona)
             observer.started()
             failure = await self._attempt(request, running, observer, draft)
+            running.settle()
             if failure is None:
                 return await self._save(request, draft)
             self._metrics.turns.labels(draft.finish_reason).inc()

@@ -22,19 +22,28 @@ class Conversations:
         self._database = database
         self._now = now
 
-    async def current(self, session: Session, persona: Persona) -> str:
-        """The id of the session's conversation with `persona`, resumed or started if need be."""
+    async def find_current(self, session: Session, persona: Persona) -> str | None:
+        """The id of the session's conversation with `persona`, resumed if need be; `None` when there
+        is none."""
         known = session.conversations.get(persona.id)
-        if known is not None:
+        if known is not None or not (session.identity.authenticated and session.resumes):
             return known
         user = session.identity.user
-        if session.identity.authenticated and session.resumes:
-            latest = await self._database.read(lambda conn: store.latest_conversation(conn, user, persona.id))
-            if latest is not None:
-                return session.conversations.setdefault(persona.id, latest.id)
+        latest = await self._database.read(lambda conn: store.latest_conversation(conn, user, persona.id))
+        return None if latest is None else session.conversations.setdefault(persona.id, latest.id)
+
+    async def current(self, session: Session, persona: Persona) -> str:
+        """As `find_current`; where there is none, one is started."""
+        found = await self.find_current(session, persona)
+        if found is not None:
+            return found
         now = self._now()
         started = Conversation(
-            id=uuid.uuid4().hex, persona_id=persona.id, user=user, created_at=now, updated_at=now
+            id=uuid.uuid4().hex,
+            persona_id=persona.id,
+            user=session.identity.user,
+            created_at=now,
+            updated_at=now,
         )
         await self._database.write(lambda conn: store.create_conversation(conn, started))
         # Two requests of one session may get here at once: the first to finish decides, so that

@@ -72,13 +72,22 @@ class RunningRequest:
     """For a request that must keep its order among others."""
     _cancel_reason: CancelReason | None = None
     _scope: trio.CancelScope | None = None
+    _is_settled: bool = False
 
-    def cancel(self, reason: CancelReason) -> None:
-        """Cut the interruptible stretch that runs now, and any later one. The first reason stays."""
+    def cancel(self, reason: CancelReason) -> bool:
+        """Cut the interruptible stretch that runs now, and any later one. The first reason stays.
+        `False` when it is too late: the request is settled."""
+        if self._is_settled:
+            return False
         if self._cancel_reason is None:
             self._cancel_reason = reason
         if self._scope is not None:
             self._scope.cancel()
+        return True
+
+    def settle(self) -> None:
+        """No interruptible stretch follows: what is being answered is decided."""
+        self._is_settled = True
 
     async def wait_for_place(self) -> None:
         """Wait until the ordered requests before this one have their places. Raises as

@@ -60,7 +60,7 @@ class Listener:
         self._metrics = metrics
         self._has_memory = has_memory
         self._per_address: Counter[str] = Counter()
-        self._half_open_count = 0
+        self._handshakes: set[trio.CancelScope] = set()
         self._places = 0
         self._draining = False
         self._accepting = trio.CancelScope()
@@ -117,7 +117,7 @@ class Listener:
 
     async def _admit_and_run(self, stream: trio.abc.Stream, engine_nursery: trio.Nursery) -> None:
         deadline = trio.current_time() + self._limits.handshake_timeout_s
-        with self._half_open(), trio.fail_at(deadline):
+        with self._half_open(deadline):
             head = await read_head(stream)
         if head is None:
             return
@@ -134,22 +134,29 @@ class Listener:
             await self._run(engine, admitted)
 
     @contextmanager
-    def _half_open(self) -> Iterator[None]:
-        if self._half_open_count >= self._limits.max_handshakes:
+    def _half_open(self, deadline: float) -> Iterator[None]:
+        """One of the places for these. Raises `TooSlowError` at the deadline, and ends with a drain."""
+        if self._draining:
+            raise _shutting_down()
+        if len(self._handshakes) >= self._limits.max_handshakes:
             raise _no_room("handshakes", "Too many connections are being opened.")
-        self._half_open_count += 1
-        self._metrics.handshakes.set(self._half_open_count)
+        scope = trio.CancelScope(deadline=deadline)
+        self._handshakes.add(scope)
+        self._metrics.handshakes.set(len(self._handshakes))
         try:
-            yield
+            with scope:
+                yield
         finally:
-            self._half_open_count -= 1
-            self._metrics.handshakes.set(self._half_open_count)
+            self._handshakes.remove(scope)
+            self._metrics.handshakes.set(len(self._handshakes))
+        if scope.cancelled_caught:
+            raise _shutting_down() if self._draining else trio.TooSlowError
 
     @contextmanager
     def _place(self, address: str) -> Iterator[None]:
         """One of the places there are, and one of the address's; `address` empty is exempt."""
         if self._draining:
-            raise _no_room("draining", "The server is shutting down.")
+            raise _shutting_down()
         if self._places >= self._limits.max_connections:
             raise _no_room("max_connections", "The server is full.")
         if not self._has_memory():
@@ -228,6 +235,8 @@ class Listener:
         self._draining = True
         self._dispatcher.draining = True
         self._accepting.cancel()
+        for handshake in self._handshakes:
+            handshake.cancel()
         self._hub.publish("system", "system.draining", {"grace_s": self._grace_s})
         with trio.move_on_after(self._grace_s):
             await self._requests_done()
@@ -256,6 +265,10 @@ def peer_address(stream: trio.abc.Stream) -> str:
     if isinstance(stream, trio.SocketStream):
         return str(stream.socket.getpeername()[0])
     return ""
+
+
+def _shutting_down() -> Refused:
+    return _no_room("draining", "The server is shutting down.")
 
 
 def _no_room(reason: str, text: str) -> Refused:

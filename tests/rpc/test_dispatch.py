@@ -1,10 +1,13 @@
 """Calls -> answers."""
 
+import itertools
 import json
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.rpc.dispatch import Registry, method
@@ -274,3 +277,65 @@ async def test_the_deadline_counts_while_an_ordered_call_waits(autojump_clock: M
         line.send(call("o.change", "c", word="c"))
     assert line.answered == {"a": (9, "ok"), "b": (10, "deadline_exceeded"), "c": (10, "deadline_exceeded")}
     assert line.desk.methods.ran == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "outcomes"),
+    [
+        ([call("o.change", 1, word="a"), call("o.turn", 2, word="b")], ["ok", "ok"]),
+        ([call("o.turn", 1, nonsense=1), call("o.turn", 2, word="b")], ["invalid_params", "ok"]),
+        ([call("o.conflict", 1, word="a"), call("o.change", 2, word="b")], ["conflict", "ok"]),
+        ([call("t.nobody", 1), notify("o.change", word="a"), call("o.turn", 2, word="b")], None),
+    ],
+)
+async def test_ordered_calls_of_one_batch_do_not_wait_for_its_end(
+    frame: Any, outcomes: list[str] | None, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(nursery)
+        line.send(frame)
+        line.send(call("o.change", 3, word="c"))
+    outcomes = outcomes or ["method_not_found", "ok"]
+    assert line.answered == {id: (0, outcome) for id, outcome in enumerate([*outcomes, "ok"], 1)}
+    assert line.desk.methods.ran[-2:] == ["b", "c"]
+
+
+DEEDS = st.sampled_from(
+    [
+        call("o.change", word="x", before_s=1),
+        call("o.change", word="x"),
+        call("o.turn", word="x", before_s=1, after_s=1),
+        call("o.turn", word="x"),
+        call("o.turn", nonsense=1),
+        call("o.conflict", word="x", before_s=1),
+        call("o.free", word="x"),
+        call("t.nobody"),
+        notify("o.turn", word="x", before_s=2),
+        notify("o.change", nonsense=1),
+    ]
+)
+
+
+@given(st.lists(st.lists(DEEDS, min_size=1, max_size=4), max_size=8), st.lists(st.integers(0, 20)))
+def test_whatever_is_sent_everything_is_answered_in_time(
+    frames: list[list[Any]], cancelled: list[int]
+) -> None:
+    """No mixture of batches, orders, refusals and cancellations makes two calls wait for each other."""
+    numbers = itertools.count()
+    frames = [[{**deed, "id": next(numbers)} if "id" in deed else deed for deed in frame] for frame in frames]
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            line = Line(nursery, max_in_flight=100)
+            for frame in frames:
+                line.send(frame if len(frame) > 1 else frame[0])
+            await trio.sleep(1.5)
+            for id in cancelled:
+                if running := line.desk.session.find(request_id=id, stream_id=None):
+                    running.cancel("client")
+        assert set(line.answered) == set(range(next(numbers)))
+        assert all(outcome != "deadline_exceeded" for _, outcome in line.answered.values())
+        assert line.desk.session.in_flight == 0
+        assert trio.current_time() <= 2 * sum(map(len, frames)) + 2
+
+    trio.run(run, clock=MockClock(autojump_threshold=0))

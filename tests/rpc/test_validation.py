@@ -50,10 +50,10 @@ def test_good_params_by_name_and_by_position(params: Any, expected: Outer) -> No
         ({"name": "a", "inner": 7}, "inner"),
         ({"name": "a", "likings": {"x": 101}}, "likings[...]"),
         ({"name": "a", "entries": [1, True]}, "entries[1]"),
-        (["a", {}, {}, [], "one too many"], None),
+        (["a", {}, {}, [], "one too many"], "params"),
     ],
 )
-def test_bad_params_name_the_field(params: Any, field: str | None) -> None:
+def test_bad_params_name_the_field(params: Any, field: str) -> None:
     with pytest.raises(InvalidParams) as caught:
         convert_params(params, Outer)
     assert caught.value.field == field

@@ -228,3 +228,14 @@ def test_the_order_keeps_nothing_of_what_is_over() -> None:
         last = request
     gc.collect()
     assert sum(place() is not None for place in places) <= 2
+
+
+async def test_a_settled_request_can_no_longer_be_cancelled(autojump_clock: MockClock) -> None:
+    early, late = RunningRequest(id=1, method="m"), RunningRequest(id=2, method="m")
+    assert early.cancel("client")
+    late.settle()
+    assert not late.cancel("client")
+    with pytest.raises(RequestCancelled), early.interruptible():
+        await trio.sleep(1)
+    with late.interruptible():
+        await trio.sleep(1)

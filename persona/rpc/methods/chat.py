@@ -72,14 +72,14 @@ class ChatMethods:
 
     @method("stream.cancel", params=p.CancelParams, result=r.StreamCancelled)
     def cancel(self, call: Call, params: p.CancelParams) -> r.StreamCancelled:
-        """Stop a running request of this session; what was said so far is kept and marked."""
+        """Stop a running request of this session; what was said so far is kept and marked. `cancelled`
+        is false where it came too late."""
         if (params.stream_id is None) == (params.request_id is None):
             raise InvalidParams("give either stream_id or request_id", field="stream_id")
         running = call.session.find(request_id=params.request_id, stream_id=params.stream_id)
         if running is None or running is call.request:
             raise NotFound("no such request is running on this session")
-        running.cancel("client")
-        return r.StreamCancelled(cancelled=True, stream_id=running.stream_id)
+        return r.StreamCancelled(cancelled=running.cancel("client"), stream_id=running.stream_id)
 
     async def _turn_request(self, call: Call, params: p.ChatParams) -> TurnRequest:
         session = call.session

@@ -21,6 +21,8 @@ class ConversationMethods:
     async def history(self, call: Call, params: p.HistoryParams) -> r.History:
         """The newest turns of a conversation, oldest first."""
         conversation_id = await self._conversation_id(call, params)
+        if conversation_id is None:
+            return r.History(conversation_id=None, turns=[], has_more=False, next_before=None)
         turns, has_more = await self._conversations.history(
             conversation_id, limit=params.limit, before=params.before
         )
@@ -46,13 +48,13 @@ class ConversationMethods:
             next_before=next_before,
         )
 
-    async def _conversation_id(self, call: Call, params: p.HistoryParams) -> str:
+    async def _conversation_id(self, call: Call, params: p.HistoryParams) -> str | None:
         if params.conversation_id is not None:
             if params.persona_id is not None:
                 raise InvalidParams("give conversation_id or persona_id, not both", field="persona_id")
             return (await self._conversations.open(call.session, params.conversation_id)).id
         persona = resolve_persona(self._personas, call.session, params.persona_id)
-        return await self._conversations.current(call.session, persona)
+        return await self._conversations.find_current(call.session, persona)
 
     def _view(self, conversation: Conversation) -> r.ConversationView:
         persona = self._personas.get(conversation.persona_id)

@@ -118,3 +118,14 @@ async def test_a_conversation_of_somebody_else_is_as_good_as_none(autojump_clock
             assert theirs.message == nobodys.message
         # An admin reads them all.
         assert (await root.ask("conversation.history", conversation_id=anns))["conversation_id"] == anns
+
+
+async def test_reading_a_history_starts_no_conversation(autojump_clock: MockClock) -> None:
+    async with open_party() as party:
+        asking = await party.join()
+        for _ in range(2):
+            history = await asking.ask("conversation.history", persona_id="kira")
+            assert history == {"conversation_id": None, "turns": [], "has_more": False, "next_before": None}
+        assert (await asking.ask("conversation.list"))["conversations"] == []
+        status = await asking.ask("persona.status", persona_id="kira")
+        assert status["memory_stats"]["total_conversations"] == 0

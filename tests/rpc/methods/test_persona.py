@@ -24,6 +24,7 @@ BOB = {
     "max_social_energy": 80.0,
     "max_available_time": 120.0,
 }
+ODD_NAMES = ["", " Bob", "\xa0", "Bob\n", "Bo\nb", "Bo\u2028b", "Bo\x85b", "B" * 81]
 
 
 async def test_what_was_created_is_what_is_got(autojump_clock: MockClock) -> None:
@@ -54,7 +55,12 @@ async def test_what_was_left_out_has_defaults(autojump_clock: MockClock) -> None
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"name": "ARIA"}, "name"), ({"charisma": 21}, "charisma"), ({"topic_preferences": {"x": 101}}, None)],
+    [
+        ({"name": "ARIA"}, "name"),
+        *(({"name": name}, "name") for name in ODD_NAMES),
+        ({"charisma": 21}, "charisma"),
+        ({"topic_preferences": {"x": 101}}, None),
+    ],
 )
 async def test_a_persona_that_cannot_be_is_refused(
     change: dict[str, Any], field: str | None, autojump_clock: MockClock
@@ -62,7 +68,7 @@ async def test_a_persona_that_cannot_be_is_refused(
     async with open_party() as party:
         asking = await party.join()
         error = await asking.refused("persona.create", **{**BOB, **change})
-        assert error.reason == ("conflict" if field == "name" else "invalid_params")
+        assert error.reason == ("conflict" if change == {"name": "ARIA"} else "invalid_params")
         assert error.field == field or field is None
         assert (await asking.ask("persona.list"))["total_count"] == 2
 
