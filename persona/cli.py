@@ -34,6 +34,9 @@ DEMO_FLAGS = ("database.path", "llm.backend", "log.level", "log.format")
 # Setting names hold a dot, Python's parameters cannot: server.port arrives as server__port.
 _DOT = "__"
 
+# What reads the file says what is wrong with it, in one line as everywhere.
+_FILE = click.Path(path_type=Path, readable=False)
+
 
 class _Program(click.Group):
     """Ends with one line and an exit code where a command cannot start or go on."""
@@ -45,9 +48,13 @@ class _Program(click.Group):
             failure = error
         except BaseExceptionGroup as group:
             # Raised in a nursery, so trio wrapped it. Anything beside it is a bug, and shows in full.
-            found, rest = group.split(StartupError)
-            if found is None or rest is not None:
+            interrupts, others = group.split(KeyboardInterrupt)
+            found, rest = (None, None) if others is None else others.split(StartupError)
+            if rest is not None:
                 raise
+            if interrupts is not None:
+                raise KeyboardInterrupt from None
+            assert found is not None
             failure = _first(found)
         click.echo(f"persona: error: {' '.join(str(failure).split())}", err=True)
         raise click.exceptions.Exit(failure.exit_code)
@@ -68,7 +75,7 @@ def settings_options(*names: str) -> Callable[[Command], Command]:
         click.option(
             "--config",
             "config_file",
-            type=click.Path(path_type=Path),
+            type=_FILE,
             metavar="FILE",
             help="Settings file.  [default: PERSONA_CONFIG, else ./persona.toml if it is there]",
         ),
@@ -173,7 +180,7 @@ def demo(
 @_conversation
 @click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     metavar="FILE",
     help="File whose first line is the bearer token. On the command line every local user could read it.",
 )

@@ -5,6 +5,7 @@ be cancelled and neither holds up other tasks (a whole server, in `persona demo`
 exception is a line editor: see `_EditedInput`.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -35,6 +36,11 @@ _CONTROLS = {
 def printable(text: str) -> str:
     """`text` without what could drive a terminal; newlines and tabs stay."""
     return text.translate(_CONTROLS)
+
+
+def sendable(text: str) -> str:
+    """`text` with each lone surrogate, from an undecodable byte, made a question mark: JSON has none."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class LineTooLong(Exception):
@@ -74,11 +80,11 @@ class Console:
         `prompt` is shown to a person only. Cancelling is safe, but may lose a line half typed.
         """
         line = await self._input.read_line(prompt if self.is_interactive else "")
-        # A lone surrogate, from an undecodable byte, cannot be sent on.
-        return None if line is None else line.encode("utf-8", "replace").decode()
+        return None if line is None else sendable(line)
 
     async def write(self, text: str) -> None:
-        """Write to standard output. Raises `BrokenPipeError` when nobody is there to read."""
+        """Write to standard output. Raises `OSError` when nobody is there to read, `BrokenPipeError`
+        for one."""
         await self._out.write(text)
 
     async def complain(self, line: str) -> None:
@@ -142,7 +148,7 @@ class _Output:
 
     async def write(self, text: str) -> None:
         if self._file is None:
-            return
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._fd is None:
             self._file.write(text)
             self._file.flush()

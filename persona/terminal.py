@@ -12,13 +12,14 @@ from persona.client import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    InvalidMessage,
     MessageTooLarge,
     RemoteError,
     UnexpectedAnswer,
     open_client,
 )
 from persona.client.errors import one_line
-from persona.console import Console, Interrupts, LineTooLong, printable
+from persona.console import Console, Interrupts, LineTooLong, printable, sendable
 
 PROMPT = "you> "
 HELP = """\
@@ -58,6 +59,9 @@ async def chat(
     1 means: no connection, connection lost, output closed, or, with `say`, no answer.
     """
     console = Console(stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr)
+    persona = sendable(persona)
+    say = None if say is None else sendable(say)
+    conversation_id = None if conversation_id is None else sendable(conversation_id)
     status = 1
     with console.restored():
         async with trio.open_nursery() as nursery:
@@ -317,6 +321,8 @@ def _error_line(error: ClientError) -> str:
             return f"! {_printable_line(error)} (try again in {seconds:g} s)"
         case RemoteError():
             return f"! {_printable_line(error)}"
+        case InvalidMessage():
+            return f"! invalid_message: {_printable_line(error)}"
         case MessageTooLarge():
             return f"! message_too_large: {_printable_line(error)}"
     return f"! unexpected_answer: {_printable_line(error)}"

@@ -245,6 +245,20 @@ def test_a_bug_beside_a_startup_error_is_not_hidden(monkeypatch: pytest.MonkeyPa
         run("serve")
 
 
+@pytest.mark.parametrize("beside", [[], [CannotBindError("no")]])
+def test_ctrl_c_before_anything_handles_it_is_no_traceback(
+    beside: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run_server(settings: Settings, *, on_listening: Callable[[str], None]) -> None:
+        await trio.lowlevel.checkpoint()
+        raise BaseExceptionGroup("", [KeyboardInterrupt(), *beside])
+
+    stand_in(monkeypatch, "persona.app", run_server=run_server)
+    done = run("serve")
+    assert done.exit_code == 1
+    assert done.stderr.strip() == "Aborted!"
+
+
 # demo
 
 

@@ -126,6 +126,12 @@ async def test_say_goes_on_with_a_conversation(desk: Desk) -> None:
     assert desk.server.of("persona.switch") == []
 
 
+async def test_arguments_that_are_no_text_are_said_as_far_as_they_are(desk: Desk) -> None:
+    assert await desk.chat(say="Hel\udcfflo", conversation_id="c\udcff") == 0
+    (request,) = desk.server.of("persona.chat_stream")
+    assert (request["params"]["message"], request["params"]["conversation_id"]) == ("Hel?lo", "c?")
+
+
 async def test_say_to_nobody_fails_with_one_line(desk: Desk) -> None:
     assert await desk.chat(say="Hello", persona="zed") == 1
     assert desk.screen.getvalue() == ""

@@ -19,9 +19,9 @@ class Client:
 
     Safe to use from many tasks at once; cancelling any call is safe. Every call raises
     `RemoteError` for the server's error reply, `ConnectionLost` when the connection ends first,
-    `MessageTooLarge` when the server would not take it, and `UnexpectedAnswer` when the answer
-    does not fit the protocol. Fields that this version does not know are ignored. No call has a
-    timeout: set one with `trio.fail_after`.
+    `MessageTooLarge` and `InvalidMessage` when the server would not take it, and `UnexpectedAnswer`
+    when the answer does not fit the protocol. Fields that this version does not know are ignored. No
+    call has a timeout: set one with `trio.fail_after`.
     """
 
     def __init__(self, link: Link) -> None:

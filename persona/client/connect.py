@@ -8,6 +8,7 @@
 The stream belongs to the socket task: it is closed when that ends, before the block is left.
 """
 
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -85,8 +86,9 @@ async def wrap_client(
 
 def _check_token(token: str | None) -> None:
     # The library below would refuse it too, with the token in its error.
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise ConnectFailed("cannot connect: the token holds characters that a header cannot carry")
+    if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
+        what = "holds characters that a header cannot carry" if token else "is empty"
+        raise ConnectFailed(f"cannot connect: the token {what}")
 
 
 async def _connect(url: str, token: str | None, deadline: float) -> tuple[_Handshake, trio.abc.Stream]:
@@ -98,6 +100,8 @@ async def _connect(url: str, token: str | None, deadline: float) -> tuple[_Hands
         raise ConnectFailed(f"cannot connect to {one_line(url)}: {exc}") from None
     if parts.scheme not in ("ws", "wss") or not host:
         raise ConnectFailed(f"cannot connect to {one_line(url)}: not a ws:// or wss:// URL")
+    if not re.fullmatch(r"[\x21-\x7e]*", parts.path + parts.query):
+        raise ConnectFailed(f"cannot connect to {one_line(url)}: the path must be percent-encoded")
     name = f"[{host}]" if ":" in host else host
     handshake = _Handshake(
         host=name if parts.port is None else f"{name}:{port}",

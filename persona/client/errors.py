@@ -47,6 +47,11 @@ class MessageTooLarge(ClientError):
         self.max_message_bytes = max_message_bytes
 
 
+class InvalidMessage(ClientError):
+    """The message holds what JSON cannot carry, such as half a surrogate pair or an integer of more
+    than 64 bits, so it was not sent; the connection is fine."""
+
+
 class UnexpectedAnswer(ClientError):
     """The server answered something that is not what the protocol says the method answers."""
 

@@ -16,7 +16,7 @@ import orjson
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from persona.client.errors import ConnectionLost, MessageTooLarge, RemoteError, one_line
+from persona.client.errors import ConnectionLost, InvalidMessage, MessageTooLarge, RemoteError, one_line
 
 MAX_OUTGOING = 256
 """Messages that wait for the socket; further calls wait for a place.
@@ -108,7 +108,7 @@ class Link:
     async def request(self, waiting: Waiting, method: str, params: dict[str, Any] | None) -> int:
         """Send a request and return its id; its responses go to `waiting`.
 
-        Raises `ConnectionLost` and `MessageTooLarge`. When cancelled, nothing was sent.
+        Raises `ConnectionLost`, `InvalidMessage` and `MessageTooLarge`. When cancelled, nothing was sent.
         """
         request_id = next(self._ids)
         frame = self._encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}})
@@ -121,7 +121,7 @@ class Link:
         return request_id
 
     async def notify(self, method: str, params: dict[str, Any] | None) -> None:
-        """Send a notification. Raises `ConnectionLost` and `MessageTooLarge`."""
+        """Send a notification. Raises as `request` does."""
         await self._queue(self._encode({"jsonrpc": "2.0", "method": method, "params": params or {}}))
 
     def forget(self, request_id: int) -> bool:
@@ -142,7 +142,10 @@ class Link:
             pass  # The server cancels whatever belonged to a connection that has ended.
 
     def _encode(self, message: dict[str, Any]) -> str:
-        frame = orjson.dumps(message)
+        try:
+            frame = orjson.dumps(message)
+        except TypeError as exc:
+            raise InvalidMessage(f"the message cannot be sent: {one_line(str(exc))}") from None
         if len(frame) > self.max_message_bytes:
             raise MessageTooLarge(len(frame), int(self.max_message_bytes))
         return frame.decode()

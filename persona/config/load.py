@@ -107,7 +107,7 @@ def _from_file(known: Mapping[str, Setting], file: Path | None, environ: Mapping
 
 def _read_toml(path: Path, shown: str, *, may_be_missing: bool) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         if may_be_missing:
             return {}

@@ -86,6 +86,8 @@ class AuthToken:
         name, role, digest = entry["name"], entry["role"], entry["hash"]
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise ValueError("name must be 1 to 64 letters, digits, dots, dashes or underscores")
+        if name == "anonymous":
+            raise ValueError("the name anonymous is what clients without a token go by")
         if role not in get_args(Access):
             raise ValueError("role must be user or admin")
         if not isinstance(digest, str) or not re.fullmatch(r"sha256:[0-9A-Fa-f]{64}", digest):

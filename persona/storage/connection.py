@@ -3,6 +3,7 @@
 Nothing is written to a file before it is known to be this program's and of a version it can read.
 """
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -57,6 +58,14 @@ class ConnectionSettings:
         conn.execute(f"PRAGMA cache_size = {self.cache_pages:d}")
         conn.execute("PRAGMA foreign_keys = ON")
 
+    def make_directory(self) -> None:
+        """Make the directories that the file needs. Raises `DatabaseError` where it is one itself."""
+        if self.path.is_dir():
+            raise DatabaseError(f"{self.path}: a directory; name a file in it")
+        parents = self.path.parents
+        for directory in reversed([parent for parent in parents if not parent.exists()]):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
     def prepare(self) -> None:
         """Create or migrate the database.
 
@@ -64,9 +73,8 @@ class ConnectionSettings:
         makes one of. The file is then as it was.
         """
         if not self.path.exists():
-            self._create()
-        elif self.path.is_dir():
-            raise DatabaseError(f"{self.path}: a directory; name a file in it")
+            # Conversations are private. SQLite gives the files beside this one the same mode.
+            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
         # Looked at read-only first: even closing a connection that may write changes the file.
         with closing(_connect(self._uri("ro"), self.busy_timeout_s)) as conn:
             schema.check(conn, self.path)
@@ -80,15 +88,11 @@ class ConnectionSettings:
         self.configure(conn)
         return conn
 
-    def _create(self) -> None:
-        parents = self.path.parents
-        for directory in reversed([parent for parent in parents if not parent.exists()]):
-            directory.mkdir(mode=0o700, exist_ok=True)
-        # Conversations are private. SQLite gives the files beside this one the same mode.
-        os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
-
     def _uri(self, mode: Literal["ro", "rw"]) -> str:
         return f"{self.path.as_uri()}?mode={mode}"
+
+
+NOT_WRITABLE = "cannot be written; make the file and its directory writable or name another file"
 
 
 @contextmanager
@@ -96,8 +100,11 @@ def startup_errors(path: Path) -> Iterator[None]:
     """Turn what the system and SQLite say of a file that cannot be opened into `DatabaseError`."""
     try:
         yield
+    except PermissionError as exc:
+        raise DatabaseError(f"{path}: {NOT_WRITABLE}") from exc
     except OSError as exc:
-        raise DatabaseError(f"{path}: {exc.strerror}; name another file") from exc
+        said = NOT_WRITABLE if exc.errno == errno.EROFS else f"{exc.strerror}; name another file"
+        raise DatabaseError(f"{path}: {said}") from exc
     except sqlite3.Error as exc:
         raise DatabaseError(f"{path}: {_advice(exc)}") from exc
 
@@ -134,7 +141,7 @@ def _advice(exc: sqlite3.Error) -> str:
         case sqlite3.SQLITE_CORRUPT:
             return "the database is damaged; restore a backup or name another file"
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            return "cannot be written; make the file and its directory writable or name another file"
+            return NOT_WRITABLE
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return "in use by another program; stop that one or name another file"
         case sqlite3.SQLITE_FULL:

@@ -19,7 +19,7 @@ Rules:
 
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
@@ -37,6 +37,7 @@ from persona.storage.connection import (
     startup_errors,
     warn_of_wal_reset_bug,
 )
+from persona.storage.lock import exclusive
 from persona.storage.queue import CallQueue
 
 T = TypeVar("T")
@@ -136,8 +137,9 @@ async def open_database(
     `threads=False` goes with `":memory:"` and only with it: one connection, and batches that run in
     the event loop, so that everything is exact under `trio.testing.MockClock`.
 
-    Raises `DatabaseError` when the file cannot be used. The connections' tasks are this function's
-    own affair: an exception of the block leaves it as it is, in no group.
+    Raises `DatabaseError` when the file cannot be used, or another server has it open. The
+    connections' tasks are this function's own affair: an exception of the block leaves it as it is,
+    in no group.
     """
     if (str(path) == MEMORY) == threads:
         raise ValueError('":memory:" needs threads=False, and threads=False needs ":memory:"')
@@ -148,18 +150,21 @@ async def open_database(
         cache_pages=cache_pages,
     )
     writes, reads = CallQueue(max_queue), CallQueue(max_queue)
-    if threads:
-        hop: Hop[Any] = partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(readers + 1))
-        warn_of_wal_reset_bug()
-        writer, reads.lanes = await hop(partial(_open_lanes, settings, readers))
-    else:
-        hop = _stay
-        conn = settings.open_memory()
-        writer, reads.lanes = Writer(lambda: conn), [SharedReader(lambda: conn)]
-        writer.open()
-    writes.lanes = [writer]
-
-    with ungrouped():
+    with ExitStack() as stack:
+        if threads:
+            hop: Hop[Any] = partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(readers + 1))
+            warn_of_wal_reset_bug()
+            with startup_errors(settings.path):
+                settings.make_directory()
+                stack.enter_context(exclusive(settings.path))
+            writer, reads.lanes = await hop(partial(_open_lanes, settings, readers))
+        else:
+            hop = _stay
+            conn = settings.open_memory()
+            writer, reads.lanes = Writer(lambda: conn), [SharedReader(lambda: conn)]
+            writer.open()
+        writes.lanes = [writer]
+        stack.enter_context(ungrouped())
         async with _serving(writes, reads, hop):
             yield Database(writes, reads)
 

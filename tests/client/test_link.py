@@ -6,7 +6,14 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair, memory_stream_pump, wait_all_tasks_blocked
 
-from persona.client import ConnectionLost, MessageTooLarge, RemoteError, open_client, wrap_client
+from persona.client import (
+    ConnectionLost,
+    InvalidMessage,
+    MessageTooLarge,
+    RemoteError,
+    open_client,
+    wrap_client,
+)
 from persona.client.link import MAX_EVENTS, MAX_OUTGOING, PING_INTERVAL_S, PING_TIMEOUT_S
 from tests.client.fake_server import FakeConnection, FakeServer, connected, listening
 from tests.client.talk import HOUR_S, Request, hear, never
@@ -103,6 +110,17 @@ async def test_a_message_the_server_would_not_take_is_not_sent(
         with pytest.raises(MessageTooLarge, match="the server takes at most 65536"):
             await client.call("system.ping", {"payload": "ü" * 33_000})
         await client.ping("ü" * 32_000)
+
+
+@pytest.mark.parametrize("payload", ["\ud800", 2**70, {1: 2}])
+async def test_what_json_cannot_carry_is_not_sent(
+    payload: Any, server: FakeServer, autojump_clock: MockClock
+) -> None:
+    async with connected(server) as client:
+        with pytest.raises(InvalidMessage, match="cannot be sent"):
+            await client.ping(payload)
+        assert server.of("system.ping") == []
+        await client.ping("fine")
 
 
 async def test_the_limit_is_the_one_that_is_announced(server: FakeServer, autojump_clock: MockClock) -> None:

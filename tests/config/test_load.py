@@ -139,6 +139,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_settings(file=tmp_path / "latin.toml", environ={}, flags={})
 
 
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "notepad.toml").write_bytes(b"\xef\xbb\xbf[server]\nport = 5\n")
+    assert load_settings(file=tmp_path / "notepad.toml", environ={}, flags={}).settings.server.port == 5
+
+
 def test_which_file_is_read(tmp_path: Path) -> None:
     for name, number in (("persona.toml", 1), ("variable.toml", 2), ("flag.toml", 3)):
         (tmp_path / name).write_text(f"[server]\nport = {number}\n", encoding="utf-8")

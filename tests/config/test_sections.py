@@ -105,6 +105,7 @@ def test_tokens_are_read_from_tables_and_from_text() -> None:
         ({"name": "game", "role": "user", "hash": HASH, "s3cret-value": 1}, "name, role and hash"),
         ({"name": "game", "role": "user"}, "name, role and hash"),
         ({"name": 1, "role": "user", "hash": HASH}, "name must be"),
+        ("anonymous:user:" + HASH, "clients without a token"),
         (5, "name, role and hash"),
     ],
 )

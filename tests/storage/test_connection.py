@@ -60,7 +60,7 @@ async def test_a_new_database_and_its_directories_are_private(tmp_path: Path) ->
         async with open_database(path) as database:
             await database.write(lambda conn: conn.execute("CREATE TABLE t (x)").rowcount)
             assert {mode(entry) for entry in path.parent.iterdir()} == {0o600}
-            assert len(list(path.parent.iterdir())) == 3
+            assert len(list(path.parent.iterdir())) == 4
     assert mode(tmp_path / "made") == mode(path.parent) == 0o700
 
 
@@ -167,8 +167,8 @@ async def test_a_read_only_directory_is_refused(unprivileged: Path) -> None:
     unprivileged.chmod(0o500)
     try:
         assert "writ" in await refusal(unprivileged / "p.db")
-        assert "Permission denied" in await refusal(unprivileged / "other.db")
-        assert "Permission denied" in await refusal(unprivileged / "more" / "p.db")
+        assert "cannot be written" in await refusal(unprivileged / "other.db")
+        assert "cannot be written" in await refusal(unprivileged / "more" / "p.db")
     finally:
         unprivileged.chmod(0o700)
     await fresh(unprivileged / "p.db")
