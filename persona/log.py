@@ -13,12 +13,15 @@ import contextlib
 import logging
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any, Literal, TextIO
 
 import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from persona.errors import InternalError
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "console", "json"]
@@ -186,3 +189,10 @@ def _safe_repr(value: object) -> str:
         return repr(value)
     except Exception:  # noqa: BLE001 - whatever a stranger's __repr__ does, the event is logged
         return f"<unprintable {type(value).__name__}>"
+
+
+def internal_error(exc: BaseException, *, where: str) -> InternalError:
+    """Log a bug with its traceback under an id; the client's error carries the id and nothing else."""
+    error_id = uuid.uuid4().hex[:12]
+    structlog.get_logger().error("request_failed", error_id=error_id, where=where, exc_info=exc)
+    return InternalError("an internal error occurred", details={"error_id": error_id})

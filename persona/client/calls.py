@@ -92,7 +92,8 @@ class Client:
     ) -> r.ChatAnswer:
         """Say something and get the whole answer. Cancelling stops the generation on the server.
 
-        `client_msg_id` makes it safe to send the same line again after `ConnectionLost`.
+        `client_msg_id` makes it safe to send the same line again after `ConnectionLost`, to the same
+        `conversation_id`.
         """
         params = {
             "message": message,

@@ -7,17 +7,14 @@ one answer, each notification none; this module is where an error becomes a repl
 
 import inspect
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import attrs
-import structlog
 import trio
 
 from persona.config import LimitSettings
 from persona.errors import (
-    InternalError,
     InvalidRequest,
     MethodNotFound,
     Overloaded,
@@ -25,18 +22,23 @@ from persona.errors import (
     ShuttingDown,
     Unauthorized,
 )
+from persona.log import internal_error
 from persona.metrics import Metrics
 from persona.rpc import jsonrpc
 from persona.rpc.validation import convert_params
 from persona.service.sessions import RunningRequest, Session
 from persona.service.subscriber import Subscriber
 
-log = structlog.get_logger()
-
 Bound = Literal["handlers", "model"]
 """What bounds a method: the handler pool, or the model's own slots and queue. A chat may wait for
 the model for minutes; if it held a place in the handler pool meanwhile, a hundred chats would
 lock everybody else out."""
+
+
+POOL_PATIENCE_S = 0.25
+"""How long a request waits for a place in the handler pool before it is refused. Hundreds of clients
+that connect at one moment and do something short are no overload, and told to come back in a second
+they would all come back at one moment."""
 
 
 @attrs.frozen(kw_only=True)
@@ -57,6 +59,8 @@ class MethodSpec:
     inline: bool = False
     """Never waits, so the reader answers it itself. It is not in flight and holds no place, so that
     a client whose places are all taken by streams can still ping, and stop one of them."""
+    while_draining: bool = False
+    """Is taken while the server waits for running requests to finish."""
 
 
 @attrs.frozen(kw_only=True)
@@ -83,6 +87,7 @@ def method(
     bound: Bound = "handlers",
     streams: bool = False,
     ordered: bool = False,
+    while_draining: bool = False,
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Mark a handler; its docstring's first paragraph is the published summary."""
 
@@ -101,6 +106,7 @@ def method(
             streams=streams,
             ordered=ordered,
             inline=inline,
+            while_draining=while_draining,
         )
         handler.__rpc__ = spec  # type: ignore[attr-defined]
         return handler
@@ -232,14 +238,20 @@ class Dispatcher:
     async def run(self, session: Session, work: Work, subscriber: Subscriber) -> bytes | None:
         """Do one frame's work and give the frame to answer with, if any. Cancelling is safe."""
         replies: list[bytes] = []
+        size_bytes = 0
         try:
             for entry in work.entries:
                 if isinstance(entry, bytes):
-                    replies.append(entry)
-                    continue
-                reply = await self._run_one(session, entry, subscriber, in_batch=work.is_batch)
+                    reply: bytes | None = entry
+                elif size_bytes > self._limits.max_pending_bytes:
+                    reply = self.refuse(
+                        entry.message, Overloaded("the batch asks for too much", retry_after_s=1.0)
+                    )
+                else:
+                    reply = await self._run_one(session, entry, subscriber, in_batch=work.is_batch)
                 if reply is not None:
                     replies.append(reply)
+                    size_bytes += len(reply)
         finally:
             self.forget(session, work)
         if not replies:
@@ -288,7 +300,7 @@ class Dispatcher:
 
     def _failed(self, request_id: jsonrpc.Id, label: str, exc: Exception) -> tuple[str, bytes]:
         """The outcome and the reply: a bug in one request must not end the connection."""
-        error = exc if isinstance(exc, PersonaError) else _internal_error(exc, label)
+        error = exc if isinstance(exc, PersonaError) else internal_error(exc, where=label)
         return error.reason, self._refuse(request_id, error)
 
     def _count(self, label: str, outcome: str, started: float) -> None:
@@ -296,9 +308,9 @@ class Dispatcher:
         self._metrics.request_seconds.labels(label).observe(time.perf_counter() - started)
 
     def _find(self, session: Session, name: str, *, in_batch: bool) -> tuple[MethodSpec, Handler]:
-        if self.draining:
-            raise ShuttingDown("the server shuts down", retry_after_s=5.0)
         found = self._registry.find(name)
+        if self.draining and not (found is not None and found[0].while_draining):
+            raise ShuttingDown("the server shuts down", retry_after_s=5.0)
         if found is None:
             raise MethodNotFound("no such method; rpc.discover lists them")
         spec = found[0]
@@ -320,10 +332,8 @@ class Dispatcher:
         if for_model:
             # The turn itself decides which of its stretches may be cut; see `service.chat`.
             return await handler(call, params)
-        try:
-            self._pool.acquire_on_behalf_of_nowait(request)
-        except trio.WouldBlock:
-            raise Overloaded("too many requests are running", retry_after_s=1.0) from None
+        with request.interruptible():
+            await self._enter_pool(request)
         try:
             self._metrics.handlers.set(self._pool.borrowed_tokens)
             with request.interruptible():
@@ -332,8 +342,8 @@ class Dispatcher:
             self._pool.release_on_behalf_of(request)
             self._metrics.handlers.set(self._pool.borrowed_tokens)
 
-
-def _internal_error(exc: Exception, label: str) -> InternalError:
-    error_id = uuid.uuid4().hex[:12]
-    log.error("request_failed", error_id=error_id, method=label, exc_info=exc)
-    return InternalError("an internal error occurred", details={"error_id": error_id})
+    async def _enter_pool(self, request: RunningRequest) -> None:
+        with trio.move_on_after(POOL_PATIENCE_S) as patience:
+            await self._pool.acquire_on_behalf_of(request)
+        if patience.cancelled_caught:
+            raise Overloaded("too many requests are running", retry_after_s=1.0)

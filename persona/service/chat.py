@@ -26,7 +26,8 @@ from persona.errors import (
     ShuttingDown,
 )
 from persona.llm.backend import Backend, Completed, Delta, GenerateOptions
-from persona.llm.prompt import build_messages, estimate_tokens
+from persona.llm.prompt import BuiltPrompt, build_messages, estimate_tokens
+from persona.log import internal_error
 from persona.metrics import Metrics
 from persona.model import FinishReason, InteractionState, NewTurn, Persona, Turn
 from persona.service import availability
@@ -44,6 +45,8 @@ MAX_HISTORY_TURNS = 200
 MAX_ANSWER_BYTES = 256 * 1024
 """Where an answer is cut whatever the backend counts: a model that never stops must not fill
 the memory or the database."""
+WHOLE: tuple[FinishReason, ...] = ("stop", "length")
+"""How an answer ends that was not cut."""
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +108,8 @@ class _Draft:
     finish_reason: FinishReason = "stop"
     model: str = ""
     tokens: int | None = None
+    supersedes: int | None = None
+    """The turn in which the line was said before, with the same `client_msg_id`; its answer was cut."""
 
     @property
     def text(self) -> str:
@@ -146,20 +151,23 @@ class Chat:
     async def turn(self, request: TurnRequest, running: RunningRequest, observer: TurnObserver) -> TurnAnswer:
         """Take one turn; turns of one conversation are taken one after the other, in order.
 
-        Raises `PersonaUnavailable`, `Overloaded`, `LLMUnavailable`, `RequestCancelled`,
-        `DeadlineExceeded`, `ShuttingDown`, `Conflict` (the `client_msg_id` was used with another
-        line) or `MemoryFailure`. When a part of the answer was saved, the error's `details` hold
-        `partial_response` and `turn_id`. Cancelling is safe.
+        Raises `PersonaUnavailable`, `InvalidParams` (the line is too long for the model's context),
+        `Overloaded`, `LLMUnavailable`, `RequestCancelled`, `DeadlineExceeded`, `ShuttingDown`,
+        `Conflict` (the `client_msg_id` was used with another line) or `MemoryFailure`. When a part of
+        the answer was saved, the error's `details` hold `partial_response` and `turn_id`. Cancelling
+        is safe.
         """
         draft = _Draft(started_at=trio.current_time())
         async with self._in_order(request.conversation_id, running):
             with running.interruptible():
-                stored = await self._stored_answer(request)
+                stored = await self._stored_answer(request, draft)
             if stored is not None:
                 observer.started()
                 observer.delta(stored.text)
                 return stored
             availability.require_available(self._personas.state(request.persona), request.persona)
+            # A line that no prompt can hold is refused before it waits for the model.
+            self._prompt(request, [])
             observer.started()
             failure = await self._attempt(request, running, observer, draft)
             running.settle()
@@ -200,9 +208,6 @@ class Chat:
         try:
             with running.interruptible():
                 await self._generate(request, observer, draft)
-        except trio.Cancelled:
-            await self._save_disconnected(request, draft)  # noqa: ASYNC102 - shielded in there
-            raise
         except LLMUnavailable as exc:
             draft.finish_reason = "error"
             return exc
@@ -212,21 +217,20 @@ class Chat:
         except (RequestCancelled, ShuttingDown) as exc:
             draft.finish_reason = "cancelled"
             return exc
+        except PersonaError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the boundary to the backend: what was shown is kept
+            draft.finish_reason = "error"
+            return internal_error(exc, where="turn")
+        except BaseException:
+            # Not `except Cancelled`: a backend's nursery wraps it in a group.
+            await self._save_disconnected(request, draft)  # noqa: ASYNC102 - shielded in there
+            raise
         return None
 
     async def _generate(self, request: TurnRequest, observer: TurnObserver, draft: _Draft) -> None:
         async with self._scheduler.slot(request.party, observer.queued):
-            history = await self._history(request.conversation_id)
-            mood = availability.mood_words(self._personas.state(request.persona), request.persona)
-            prompt = build_messages(
-                request.persona,
-                mood,
-                history,
-                request.line,
-                budget_tokens=max(
-                    self._context_tokens - request.options.max_tokens, self._context_tokens // 4
-                ),
-            )
+            prompt = self._prompt(request, await self._history(request.conversation_id))
             asked_at = trio.current_time()
             # One scope for the first token and for every silence after it: a model that stalls
             # in the middle holds its slot no longer than one that never begins.
@@ -245,6 +249,15 @@ class Chat:
                 raise LLMUnavailable(
                     f"the model was silent for {self._first_token_timeout_s:g} s", retry_after_s=5.0
                 )
+
+    def _prompt(self, request: TurnRequest, history: list[Turn]) -> BuiltPrompt:
+        return build_messages(
+            request.persona,
+            availability.mood_words(self._personas.state(request.persona), request.persona),
+            history,
+            request.line,
+            budget_tokens=max(self._context_tokens - request.options.max_tokens, self._context_tokens // 4),
+        )
 
     def _take(
         self, draft: _Draft, event: Delta, request: TurnRequest, observer: TurnObserver, asked_at: float
@@ -277,7 +290,8 @@ class Chat:
         return turns
 
     async def _save(self, request: TurnRequest, draft: _Draft) -> TurnAnswer:
-        """Put the user's line and the answer on disk together, then let the turn take its toll."""
+        """Put the user's line and the answer on disk together. The toll is taken first, because the
+        stored answer tells of it."""
         now = trio.current_time()
         processing_time_s = now - draft.started_at
         tokens_used = draft.tokens_used
@@ -307,21 +321,24 @@ class Chat:
                 details=figures,
             ),
         )
-        saved = await self._append(request, turns)
+        saved = await self._append(request, turns, draft.supersedes)
         persona_id = request.persona.id
         self._background.submit(
             "save_state", lambda: self._personas.save_state(persona_id), Importance.NORMAL
         )
         self._metrics.tokens.inc(tokens_used)
-        if draft.finish_reason in ("stop", "length"):
+        if draft.finish_reason in WHOLE:
             self._metrics.turns.labels(draft.finish_reason).inc()
         return _answer(saved[-1])
 
-    async def _append(self, request: TurnRequest, turns: tuple[NewTurn, ...]) -> list[Turn]:
+    async def _append(
+        self, request: TurnRequest, turns: tuple[NewTurn, ...], supersedes: int | None
+    ) -> list[Turn]:
         # Shielded, so that an answer is not lost because its client left while it was being written.
         try:
             return await write_shielded(
-                self._database, lambda conn: store.append_turns(conn, request.conversation_id, turns)
+                self._database,
+                lambda conn: store.append_turns(conn, request.conversation_id, turns, supersedes),
             )
         except NotFound as exc:
             if self._personas.get(request.persona.id) is None:
@@ -354,8 +371,8 @@ class Chat:
             "interaction_fatigue": round(state.interaction_fatigue, 2),
         }
 
-    async def _stored_answer(self, request: TurnRequest) -> TurnAnswer | None:
-        """The answer given before to this `client_msg_id`, if there is one."""
+    async def _stored_answer(self, request: TurnRequest, draft: _Draft) -> TurnAnswer | None:
+        """The whole answer given before to this `client_msg_id`, if there is one."""
         client_msg_id = request.client_msg_id
         if client_msg_id is None:
             return None
@@ -367,7 +384,10 @@ class Chat:
         said, answered = found
         if said.content != request.line:
             raise Conflict("this client_msg_id was used with another message", field="client_msg_id")
-        return _answer(answered) if answered is not None else None
+        if answered is not None and answered.finish_reason in WHOLE:
+            return _answer(answered)
+        draft.supersedes = said.id
+        return None
 
 
 def _answer(turn: Turn) -> TurnAnswer:

@@ -1,5 +1,6 @@
 """Which conversation a session is in, and who may read it."""
 
+import itertools
 import uuid
 from collections.abc import Callable
 
@@ -8,6 +9,9 @@ from persona.model import Conversation, Persona, Turn
 from persona.service.sessions import Session
 from persona.storage import store
 from persona.storage.pool import Database
+
+MAX_PAGE_BYTES = 512 * 1024
+"""Text in one answer; half of what may wait for a client that reads slowly (`max_pending_bytes`)."""
 
 
 class Conversations:
@@ -30,7 +34,9 @@ class Conversations:
             return known
         user = session.identity.user
         latest = await self._database.read(lambda conn: store.latest_conversation(conn, user, persona.id))
-        return None if latest is None else session.conversations.setdefault(persona.id, latest.id)
+        if latest is None or not session.resumes:  # cleared while we looked
+            return session.conversations.get(persona.id)
+        return session.conversations.setdefault(persona.id, latest.id)
 
     async def current(self, session: Session, persona: Persona) -> str:
         """As `find_current`; where there is none, one is started."""
@@ -46,8 +52,7 @@ class Conversations:
             updated_at=now,
         )
         await self._database.write(lambda conn: store.create_conversation(conn, started))
-        # Two requests of one session may get here at once: the first to finish decides, so that
-        # both speak in the same conversation.
+        # Reading a history may have found one meanwhile.
         return session.conversations.setdefault(persona.id, started.id)
 
     async def open(self, session: Session, conversation_id: str) -> Conversation:
@@ -63,11 +68,14 @@ class Conversations:
     async def history(
         self, conversation_id: str, *, limit: int, before: int | None
     ) -> tuple[list[Turn], bool]:
-        """The newest `limit` turns before turn id `before`, oldest first, and whether there are
-        older ones."""
-        return await self._database.read(
+        """The newest turns before turn id `before`, oldest first, and whether there are older ones:
+        at most `limit`, and fewer where they are long (`MAX_PAGE_BYTES`)."""
+        turns, has_more = await self._database.read(
             lambda conn: store.recent_turns(conn, conversation_id, limit, before)
         )
+        sizes = itertools.accumulate(len(turn.content.encode()) for turn in reversed(turns))
+        count = max(1, sum(size <= MAX_PAGE_BYTES for size in sizes))
+        return turns[-count:], has_more or count < len(turns)
 
     async def list(
         self, session: Session, *, persona_id: str | None, limit: int, before: str | None

@@ -43,16 +43,16 @@ class Place:
     them in memory.
     """
 
-    _ahead: "Place | None"
+    previous: "Place | None"
     taken: trio.Event = attrs.field(factory=trio.Event)
     """Set when its request has its place in what it changes, at the latest when it ends."""
 
     def ahead(self) -> "Place | None":
         """The nearest place before this one that is not taken; those that are, are forgotten."""
-        if self._ahead is not None and self._ahead.taken.is_set():
+        while self.previous is not None and self.previous.taken.is_set():
             # It may have ended while it waited itself: then we wait for those it waited for.
-            self._ahead = self._ahead.ahead()
-        return self._ahead
+            self.previous = self.previous.previous
+        return self.previous
 
 
 @attrs.define(eq=False, kw_only=True)

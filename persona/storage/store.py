@@ -105,6 +105,7 @@ INSERT_TURN = """
         client_msg_id, details
     ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+SUPERSEDE_TURN = "UPDATE turns SET client_msg_id = NULL WHERE id = ?"
 _TURN = """
     id, conversation_id, parent_id, role, speaker_id, content, created_at, tokens_used, finish_reason,
     client_msg_id, details
@@ -226,8 +227,14 @@ def persona_turn_stats(conn: sqlite3.Connection, persona_id: str) -> tuple[int, 
     return turns, conversations, last_turn_at
 
 
-def append_turns(conn: sqlite3.Connection, conversation_id: str, turns: Sequence[NewTurn]) -> list[Turn]:
-    """Add turns to a conversation's end; each one's parent is the one before.
+def append_turns(
+    conn: sqlite3.Connection,
+    conversation_id: str,
+    turns: Sequence[NewTurn],
+    supersedes: int | None = None,
+) -> list[Turn]:
+    """Add turns to a conversation's end; each one's parent is the one before. The turn `supersedes`
+    gives its `client_msg_id` up first.
 
     Raises `NotFound` when the conversation is gone, `Conflict` when a `client_msg_id` was used in it
     before.
@@ -237,6 +244,8 @@ def append_turns(conn: sqlite3.Connection, conversation_id: str, turns: Sequence
     found = conn.execute(EXTEND_CONVERSATION, (turns[-1].created_at, len(turns), conversation_id)).fetchall()
     if not found:
         raise NotFound("no such conversation", field="conversation_id")
+    if supersedes is not None:
+        conn.execute(SUPERSEDE_TURN, (supersedes,))
     parent_id: int | None = found[0][0]
     appended = []
     try:

@@ -95,7 +95,9 @@ class Admission:
 
     def _identify(self, head: RequestHead, offered: Sequence[str], address: IPAddress | None) -> Identity:
         if not self._tokens:
-            local = address is None or address.is_loopback
+            # A proxy on this machine that was not configured: whoever is behind it may be anywhere.
+            forwarded = any(head.header(name) is not None for name in ("x-forwarded-for", "forwarded"))
+            local = address is None or (address.is_loopback and not forwarded)
             return Identity(role="admin" if local else "user")
         secret = _presented_token(head, offered)
         found = _match(self._tokens, secret) if secret is not None else None

@@ -78,6 +78,11 @@ class Connection:
         """Bytes waiting to be sent."""
         return self._outbox.pending_bytes
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its end was decided."""
+        return self._nursery is not None and self._nursery.cancel_scope.cancel_called
+
     async def run(self) -> Goodbye:
         """Serve the client until one side ends it; how it ended. The engine is left open, unless
         it broke."""
@@ -101,7 +106,7 @@ class Connection:
 
     def cut(self, goodbye: Goodbye) -> None:
         """End the connection now; the first reason given stays."""
-        if self._nursery is not None and not self._nursery.cancel_scope.cancel_called:
+        if self._nursery is not None and not self.is_leaving:
             self.goodbye = goodbye
             self._nursery.cancel_scope.cancel()
 
@@ -146,10 +151,11 @@ class Connection:
         return False
 
     def _hand_over(self, work: Work, nursery: trio.Nursery) -> None:
-        self._inbox_send.send_nowait(work)
         # Workers come with the work and all but one go with it: sixteen idle tasks on each of
         # thousands of connections would cost more memory than the connections themselves.
-        if not self._inbox.statistics().tasks_waiting_receive and self._workers < self._limits.max_in_flight:
+        is_taken_at_once = self._inbox.statistics().tasks_waiting_receive > 0
+        self._inbox_send.send_nowait(work)
+        if not is_taken_at_once and self._workers < self._limits.max_in_flight:
             self._workers += 1
             nursery.start_soon(self._work)
 
@@ -172,7 +178,6 @@ class Connection:
                 with trio.fail_after(self._limits.write_deadline_s):
                     await self._engine.send(message)
             except trio.TooSlowError:
-                # Half a frame may be on the wire; nothing sensible can follow it.
                 await self._engine.abort()
                 self.cut(Goodbye(1013, "", "write_deadline"))
                 return

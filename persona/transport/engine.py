@@ -46,10 +46,8 @@ class Engine(Protocol):
         ...
 
     async def send(self, message: bytes) -> None:
-        """Send one text message. Raises `PeerGone`.
-
-        A cancelled send may leave half a frame on the wire: the caller must `abort` then.
-        """
+        """Send one text message. Raises `PeerGone`. After a send that was cancelled `aclose` will
+        only `abort`: half a frame may be on the wire, and nothing sensible can follow it."""
         ...
 
     async def ping(self) -> None:
@@ -137,6 +135,9 @@ class TrioWebsocketEngine:
             raise PeerGone(exc.reason.code if exc.reason is not None else 1006) from None
 
     async def aclose(self, code: int, reason: str) -> None:
+        if self._lent.is_cut_off:
+            await self.abort()
+            return
         if self._oversize:
             # trio-websocket has sent its 1009 already and reads at most once more. Closing now,
             # with the rest of the message unread, would reset the connection and lose that frame.

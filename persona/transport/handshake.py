@@ -141,6 +141,8 @@ class ReplayStream(trio.abc.HalfCloseableStream):
         self._is_taken_over = False
         self._read: trio.CancelScope | None = None
         self._idle = trio.Event()
+        self.is_cut_off = False
+        """Whether a send was cut, so that half a frame may be on the wire."""
 
     async def take_over(self) -> None:
         """End the read that waits, if one does, and any later one: it sees the end of the stream.
@@ -151,7 +153,9 @@ class ReplayStream(trio.abc.HalfCloseableStream):
             await self._idle.wait()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.is_cut_off = True
         await self._stream.send_all(data)
+        self.is_cut_off = False
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()

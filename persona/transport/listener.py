@@ -220,7 +220,8 @@ class Listener:
             busy = connection.session.in_flight > 0
             return busy, -connection.pending_bytes if busy else connection.last_heard_at
 
-        chosen = sorted(self.connections.values(), key=rank)[:count]
+        staying = (connection for connection in self.connections.values() if not connection.is_leaving)
+        chosen = sorted(staying, key=rank)[:count]
         for connection in chosen:
             self._metrics.shed.labels("slow" if connection.session.in_flight else "idle").inc()
             connection.cut(Goodbye(1013, "the server is short of memory", "shed"))
@@ -245,6 +246,12 @@ class Listener:
         with trio.move_on_after(self._limits.close_timeout_s):
             await self._requests_done()
         await self._send_away()
+        with trio.move_on_after(self._limits.close_timeout_s):
+            while self.connections:  # noqa: ASYNC110 - see `_requests_done`
+                await trio.sleep(DRAIN_POLL_S)
+        for connection in tuple(self.connections.values()):
+            # It takes what was left for it too slowly to be waited for.
+            connection.cut(Goodbye(1012, "the server restarts", "shutdown"))
 
     async def _requests_done(self) -> None:
         # Polled: a stop happens once, and an event for it would cost every request its share.

@@ -2,8 +2,9 @@
 
 Overflow policy: from half of either bound on, a chunk of a stream is joined to the one of that
 stream that still waits. A frame that does not fit even so is refused, and the outbox takes no
-more; its connection is then closed, for a stream with a hole in it is worth less than none.
-Producers never wait.
+more; its connection is then closed, for a stream with a hole in it is worth less than none. One frame
+alone always fits: whoever reads at once may be given an answer larger than the bound. Producers never
+wait.
 """
 
 from collections import deque
@@ -42,7 +43,7 @@ class Outbox:
             return True
         size_bytes = _size(frame)
         full = len(self._frames) >= self._max_messages
-        if full or self.pending_bytes + size_bytes > self._max_bytes:
+        if full or (self._frames and self.pending_bytes + size_bytes > self._max_bytes):
             self._closed = self.overflowed = True
             return False
         self._frames.append(frame)

@@ -24,6 +24,11 @@ class Seconds:
     seconds: float = 0.0
 
 
+@attrs.frozen(kw_only=True)
+class Text:
+    text: str
+
+
 class Methods:
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -65,6 +70,11 @@ class Methods:
         """Has nothing to wait for."""
         self.ran.append(f"now for {call.request.id}")
         return "now"
+
+    @method("t.echo", params=Text, result=Nothing, while_draining=True)
+    def echo(self, _call: Call, params: Text) -> str:
+        """Says it again, also while the server drains."""
+        return params.text
 
     @method("t.broken", params=Nothing, result=Nothing)
     def broken(self, _call: Call, _params: Nothing) -> None:

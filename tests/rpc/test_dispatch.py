@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.rpc.dispatch import Registry, method
+from persona.rpc.dispatch import POOL_PATIENCE_S, Registry, method
 from persona.service.sessions import Identity, Sessions
 from tests.rpc.desk import Desk, Line, Methods, Nothing, call, desk, notify, reason
 
@@ -120,6 +120,8 @@ async def test_what_waits_for_nothing_is_answered_at_once_however_much_is_in_fli
     assert count == here.metrics.value("request_seconds_count", method="t.now") - 2 == 2
     here.dispatcher.draining = True
     assert reason(await here.ask(call("t.now"))) == "shutting_down"
+    assert reason(await here.ask(call("t.nobody"))) == "shutting_down"
+    assert (await here.ask(call("t.echo", text="x")))["result"] == "x"
 
 
 async def test_in_a_batch_it_has_its_turn_among_the_others(autojump_clock: MockClock) -> None:
@@ -148,10 +150,35 @@ async def test_the_handler_pool_is_shared_by_all_and_chats_are_not_in_it(autojum
         nursery.start_soon(here.ask, call("t.sleep", 1, seconds=5))
         await wait_all_tasks_blocked()
         assert reason(await other.ask(call("t.sleep"))) == "overloaded"
+        assert trio.current_time() == POOL_PATIENCE_S
         assert (await other.ask(call("t.model", seconds=1)))["result"] == "done"
         assert here.metrics.value("handlers_running") == 1
     assert here.metrics.value("handlers_running") == 0
     assert "result" in await other.ask(call("t.sleep"))
+
+
+async def test_what_many_do_at_one_moment_is_no_overload(autojump_clock: MockClock) -> None:
+    here, outcomes = desk(handler_pool_size=2, max_in_flight=10), []
+
+    async def ask(number: int) -> None:
+        outcomes.append("result" in await here.ask(call("t.sleep", number, seconds=0.1)))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(ask, number)
+    # Two at a time: the last two would begin at 0.3 s.
+    assert sorted(outcomes) == [False] * 2 + [True] * 6
+
+
+async def test_a_batch_that_asks_for_too_much_is_answered_in_part(autojump_clock: MockClock) -> None:
+    here = desk(max_pending_bytes=1024)
+    replies = await here.ask([call("t.echo", number, text="x" * 600) for number in range(4)])
+    assert [reply.get("result", "")[:1] or reason(reply) for reply in replies] == [
+        "x",
+        "x",
+        "overloaded",
+        "overloaded",
+    ]
 
 
 async def test_deadlines(autojump_clock: MockClock) -> None:
@@ -210,7 +237,7 @@ async def test_a_cancelled_run_frees_its_ids() -> None:
 def test_the_registry_lists_what_is_callable() -> None:
     registry = Registry([Methods()])
     assert [spec.name for spec in registry.specs()] == sorted(
-        ["t.sleep", "t.model", "t.admin", "t.conflict", "t.bug", "t.emit", "t.now", "t.broken"]
+        ["t.sleep", "t.model", "t.admin", "t.conflict", "t.bug", "t.emit", "t.now", "t.broken", "t.echo"]
     )
     found = registry.find("t.sleep")
     assert found is not None

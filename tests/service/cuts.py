@@ -32,7 +32,9 @@ CUTS = {
 }
 
 
-async def take_and_cut(stage: Stage, how: str, conversation_id: str, *, mute: bool) -> PersonaError | None:
+async def take_and_cut(
+    stage: Stage, how: str, conversation_id: str, *, mute: bool, client_msg_id: str | None = None
+) -> PersonaError | None:
     """Take a turn that is cut after 2.5 s, in the middle of " met" and "." unless `mute`."""
     running = RunningRequest(
         id=1, method="m", deadline=trio.current_time() + 2.5 if how == "deadline" else math.inf
@@ -47,7 +49,7 @@ async def take_and_cut(stage: Stage, how: str, conversation_id: str, *, mute: bo
 
     async def talk() -> None:
         try:
-            await stage.say("Hello", conversation_id, running=running)
+            await stage.say("Hello", conversation_id, running=running, client_msg_id=client_msg_id)
         except PersonaError as exc:
             errors.append(exc)
 

@@ -1,6 +1,8 @@
 """One turn: all of it is on disk, or none of it happened."""
 
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.errors import (
     Conflict,
+    InternalError,
     InvalidParams,
     MemoryFailure,
     NotFound,
@@ -139,8 +142,8 @@ async def test_what_cannot_begin_is_refused_and_nothing_stays_taken(
         with pytest.raises(error) as caught:
             await stage.say(line, conversation_id, watcher=watcher)
         assert caught.value.details is None
-        # Who rests says so before anything began.
-        assert watcher.told == ([] if error is PersonaUnavailable else ["started"])
+        # All but the model's queue is known before anything began.
+        assert watcher.told == (["started"] if error is Overloaded else [])
         await trio.sleep(100)
         assert await stage.turns(conversation_id) == []
         assert (await stage.say("Hello", conversation_id)).text == "Well met."
@@ -247,6 +250,67 @@ async def test_a_line_sent_again_gets_the_answer_given_before(autojump_clock: Mo
             await stage.say("Goodbye", conversation_id, client_msg_id="m1")
         assert caught.value.field == "client_msg_id"
         assert len(await stage.turns(conversation_id)) == 2
+
+
+@pytest.mark.parametrize("how", CUTS)
+async def test_a_line_whose_answer_was_cut_is_answered_anew(how: str, autojump_clock: MockClock) -> None:
+    async with open_stage(first_token_timeout_s=5.0) as stage:
+        conversation_id = await stage.begin()
+        await take_and_cut(stage, how, conversation_id, mute=False, client_msg_id="m1")
+        stage.model.script = ("Well met, again.",)
+        answer = await stage.say("Hello", conversation_id, client_msg_id="m1")
+        assert (answer.text, answer.finish_reason) == ("Well met, again.", "stop")
+        # Nothing is lost, and from now on the whole answer is the one to be given.
+        kept = [("user", "Hello"), ("assistant", "Well met")]
+        turns = await stage.turns(conversation_id)
+        assert said(turns) == [*kept, ("user", "Hello"), ("assistant", "Well met, again.")]
+        assert [turn.client_msg_id for turn in turns] == [None, None, "m1", None]
+        assert await stage.say("Hello", conversation_id, client_msg_id="m1") == answer
+        assert len(stage.model.asked) == 2
+
+
+@pytest.mark.parametrize("mute", [False, True])
+async def test_a_bug_of_a_backend_ends_a_turn_as_any_fault_of_the_model(
+    mute: bool, autojump_clock: MockClock
+) -> None:
+    async with open_stage() as stage:
+        conversation_id = await stage.begin()
+        stage.model.script = (*(() if mute else ("Well",)), ZeroDivisionError("a bug"))
+        with pytest.raises(InternalError) as caught:
+            await stage.say("Hello", conversation_id)
+        assert caught.value.details is not None
+        assert caught.value.details.pop("error_id")
+        turns = await stage.turns(conversation_id)
+        assert said(turns) == ([] if mute else [("user", "Hello"), ("assistant", "Well")])
+        expected = (
+            {}
+            if mute
+            else {
+                "partial_response": "Well",
+                "turn_id": turns[1].id,
+                "finish_reason": "error",
+            }
+        )
+        assert caught.value.details == expected
+        assert stage.scheduler.running == stage.model.running == 0
+
+
+async def test_a_backend_with_a_nursery_of_its_own_may_be_cut(autojump_clock: MockClock) -> None:
+    """Its cancellation comes in a group."""
+    async with open_stage() as stage:
+        conversation_id = await stage.begin()
+        generate = stage.model.generate
+
+        @asynccontextmanager
+        async def in_a_nursery(messages: Any, options: Any) -> AsyncIterator[Any]:
+            async with trio.open_nursery() as nursery, generate(messages, options) as events:
+                nursery.start_soon(trio.sleep_forever)
+                yield events
+                nursery.cancel_scope.cancel()
+
+        stage.model.generate = in_a_nursery  # type: ignore[method-assign]
+        await take_and_cut(stage, "disconnect", conversation_id, mute=False)
+        assert [turn.finish_reason for turn in await stage.turns(conversation_id)] == [None, "disconnected"]
 
 
 async def test_the_same_id_elsewhere_is_another_line(autojump_clock: MockClock) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.errors import NotFound, PersonaNotFound
+from persona.service import conversations as conversations_module
 from persona.service.sessions import Session
 from tests.service.stage import open_stage
 
@@ -161,3 +162,40 @@ async def test_counts(autojump_clock: MockClock) -> None:
         assert await stage.conversations.count() == 2
         assert await stage.conversations.count(since=began_at + 50) == 1
         assert await stage.conversations.count(since=began_at + 100.5) == 0
+
+
+async def test_a_history_that_is_read_meanwhile_does_not_undo_a_clear(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage, trio.open_nursery() as nursery:
+        session = stage.session("ann")
+        old = await stage.conversations.current(session, stage.aria)
+        await stage.say("Hello", old)
+        session = stage.session("ann")
+        stage.disk.read_s = 1.0
+        found = []
+
+        async def read() -> None:
+            found.append(await stage.conversations.find_current(session, stage.aria))
+
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        session.clear()
+        await trio.sleep(2)
+        assert found == [None]
+        assert await stage.conversations.current(session, stage.aria) != old
+
+
+async def test_a_page_of_long_turns_has_fewer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations_module, "MAX_PAGE_BYTES", 30)
+    async with open_stage(recovery_s=0) as stage:
+        conversation_id = await stage.begin()
+        for line in ("1", "2", "3", "x" * 100, "5"):
+            stage.model.script = ("0123456789",)
+            await stage.say(line, conversation_id)
+        pages, before = [], None
+        while before is not None or not pages:
+            turns, has_more = await stage.conversations.history(conversation_id, limit=200, before=before)
+            pages.append([turn.content[:1] for turn in turns])
+            before = turns[0].id if has_more else None
+        assert pages == [["0", "5", "0"], ["x"], ["2", "0", "3", "0"], ["1", "0"]]

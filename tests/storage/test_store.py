@@ -394,6 +394,7 @@ HOT = {
         "PERSONA_TURN_STATS",
         "EXTEND_CONVERSATION",
         "INSERT_TURN",
+        "SUPERSEDE_TURN",
         "RECENT_TURNS",
         "TURN_BY_CLIENT_MSG_ID",
         "ANSWER_TO_TURN",

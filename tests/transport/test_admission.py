@@ -166,6 +166,9 @@ def test_a_local_proxys_clients_are_no_local_clients() -> None:
     rules = admission(trusted_proxies=("127.0.0.1",))
     assert rules.admit(head(x_forwarded_for="203.0.113.5"), LOCAL).identity.role == "user"
     assert rules.admit(head(), LOCAL).identity.role == "admin"
+    # Nor are those of one that nobody told us of.
+    for header in ({"x_forwarded_for": "127.0.0.1"}, {"forwarded": "for=127.0.0.1"}):
+        assert admission().admit(head(**header), LOCAL).identity.role == "user"
 
 
 def test_the_network_is_not_served_without_tokens() -> None:

@@ -130,6 +130,13 @@ async def test_workers_come_with_the_work_and_all_but_one_go_with_it(autojump_cl
         played.say(*(call("t.sleep", n, seconds=1) for n in range(8)))
         await trio.sleep(2)
         assert len(played.engine.sent) == 16
+        # One that waits takes what comes: no task is started for it.
+        before = trio.lowlevel.current_statistics().tasks_living
+        played.say(call("t.sleep", seconds=1))
+        await wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().tasks_living == before
+        await trio.sleep(2)
+        assert len(played.engine.sent) == 17
         played.hang_up()
 
 

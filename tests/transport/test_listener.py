@@ -5,7 +5,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
-from trio.testing import MockClock, open_stream_to_socket_listener, wait_all_tasks_blocked
+from trio.testing import (
+    MockClock,
+    lockstep_stream_pair,
+    open_stream_to_socket_listener,
+    wait_all_tasks_blocked,
+)
 
 from persona.client import RemoteError, wrap_client
 from persona.testing import open_server, settings_with
@@ -169,9 +174,7 @@ async def test_a_peer_that_never_says_goodbye_is_not_waited_for(autojump_clock: 
         stream = await open_by_hand(house)
         await house.listener.drain()
         await wait_all_tasks_blocked()
-        assert len(house.listener.connections) == 1
-        await trio.sleep(5)
-        await wait_all_tasks_blocked()
+        assert trio.current_time() == pytest.approx(5, abs=0.1)
         assert house.listener.connections == {}
         assert await stream.receive_some() != b""  # the goodbye it did not answer
         assert await stream.receive_some() == b""
@@ -225,6 +228,35 @@ async def test_shedding_takes_the_idle_first_and_of_the_busy_who_reads_least(
         assert house.value("connections_shed_total", choice="idle") == 3
         assert house.value("connections_shed_total", choice="slow") == 3
         assert house.value("connections_closed_total", cause="shed") == 6
+
+
+async def test_shedding_takes_nobody_twice(autojump_clock: MockClock) -> None:
+    async with open_house() as house:
+        for _ in range(3):
+            await open_by_hand(house)  # none of them answers a goodbye
+        assert [house.listener.shed(2) for _ in range(3)] == [2, 1, 0]
+        assert house.value("connections_shed_total", choice="idle") == 3
+
+
+async def test_after_half_a_frame_comes_nothing(autojump_clock: MockClock) -> None:
+    async with open_house(limits={"max_pending_bytes": 1000}) as house:
+        ours, theirs = lockstep_stream_pair()
+        house.door.knock.send_nowait(theirs)
+        await ours.send_all(HEAD)
+        assert (await ours.receive_some())[:12] == b"HTTP/1.1 101"
+        await wait_all_tasks_blocked()
+        connection = house.connection_of(1)
+        connection.offer(b"x" * 900)
+        await wait_all_tasks_blocked()
+        assert await ours.receive_some(10) == b"\x81\x7e\x03\x84xxxxxx"
+        connection.offer(b"y" * 900)
+        assert not connection.offer(b"z" * 900)
+        await wait_all_tasks_blocked()
+        assert house.listener.connections == {}
+        assert house.value("connections_closed_total", cause="slow_consumer") == 1
+        rest = [bytes(data) async for data in ours]
+        assert set(b"".join(rest)) <= set(b"x")
+        assert trio.current_time() == 0
 
 
 # Draining
@@ -332,6 +364,24 @@ async def test_everybody_is_sent_away_in_batches(
     assert times[0] == 0
     low, high = CLOSE_JITTER_S
     assert all(low <= later - earlier <= high for earlier, later in itertools.pairwise(times))
+
+
+async def test_who_takes_what_was_left_for_it_too_slowly_is_not_waited_for(autojump_clock: MockClock) -> None:
+    """Each write ends within its deadline; all of them would take minutes."""
+    async with open_house(limits={"close_timeout_s": 5.0}) as house:
+        ours, theirs = house.knock()
+        await house.nursery.start(stay_on, ours)
+
+        async def trickle() -> None:
+            await trio.sleep(3)
+
+        theirs.send_stream.send_all_hook = trickle
+        for _ in range(100):
+            house.connection_of(1).offer(b'{"jsonrpc":"2.0","method":"event"}')
+        await house.listener.drain()
+        assert trio.current_time() == pytest.approx(5, abs=0.1)
+        await wait_all_tasks_blocked()
+        assert house.listener.connections == {}
 
 
 async def test_serving_ends_with_the_last_connection_of_a_drain(autojump_clock: MockClock) -> None:

@@ -34,6 +34,15 @@ async def test_just_under_the_bound_fits_and_one_more_closes(
     assert await outbox.take() is None
 
 
+async def test_one_message_alone_may_be_larger_than_the_bound() -> None:
+    outbox = Outbox(max_messages=10, max_bytes=10)
+    for _ in range(2):
+        assert outbox.offer(b"x" * 100)
+        assert await outbox.take() == b"x" * 100
+    assert outbox.offer(b"x" * 100)
+    assert not outbox.offer(b"x")
+
+
 async def test_the_consumer_waits_for_a_message() -> None:
     outbox = Outbox(max_messages=1, max_bytes=10)
     got: list[bytes | None] = []

@@ -70,7 +70,7 @@ class ChatMethods:
             raise
         return stream.complete(answer)
 
-    @method("stream.cancel", params=p.CancelParams, result=r.StreamCancelled)
+    @method("stream.cancel", params=p.CancelParams, result=r.StreamCancelled, while_draining=True)
     def cancel(self, call: Call, params: p.CancelParams) -> r.StreamCancelled:
         """Stop a running request of this session; what was said so far is kept and marked. `cancelled`
         is false where it came too late."""
