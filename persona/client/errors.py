@@ -48,8 +48,8 @@ class MessageTooLarge(ClientError):
 
 
 class InvalidMessage(ClientError):
-    """The message holds what JSON cannot carry, such as half a surrogate pair or an integer of more
-    than 64 bits, so it was not sent; the connection is fine."""
+    """The message holds what JSON cannot carry, such as an integer of more than 64 bits, so it was not
+    sent; the connection is fine."""
 
 
 class UnexpectedAnswer(ClientError):

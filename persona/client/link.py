@@ -9,7 +9,8 @@ Rules:
 
 import itertools
 import math
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol
 
 import attrs
 import orjson
@@ -17,6 +18,9 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from persona.client.errors import ConnectionLost, InvalidMessage, MessageTooLarge, RemoteError, one_line
+from persona.rpc import jsonrpc
+
+_P = ParamSpec("_P")
 
 MAX_OUTGOING = 256
 """Messages that wait for the socket; further calls wait for a place.
@@ -111,7 +115,7 @@ class Link:
         Raises `ConnectionLost`, `InvalidMessage` and `MessageTooLarge`. When cancelled, nothing was sent.
         """
         request_id = next(self._ids)
-        frame = self._encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}})
+        frame = self._checked(jsonrpc.encode_request, request_id, method, params or {})
         self._waiting[request_id] = waiting
         try:
             await self._queue(frame)
@@ -122,7 +126,7 @@ class Link:
 
     async def notify(self, method: str, params: dict[str, Any] | None) -> None:
         """Send a notification. Raises as `request` does."""
-        await self._queue(self._encode({"jsonrpc": "2.0", "method": method, "params": params or {}}))
+        await self._queue(self._checked(jsonrpc.encode_notification, method, params or {}))
 
     def forget(self, request_id: int) -> bool:
         """Drop what still comes for this request; false when it was answered already."""
@@ -131,9 +135,7 @@ class Link:
     def ask_to_cancel(self, request_id: int) -> None:
         """Ask the server to stop a request. Neither waits nor raises, so it is safe in clean-up."""
         # A notification: whoever cancels has no use for the answer.
-        frame = self._encode(
-            {"jsonrpc": "2.0", "method": "stream.cancel", "params": {"request_id": request_id}}
-        )
+        frame = self._checked(jsonrpc.encode_notification, "stream.cancel", {"request_id": request_id})
         try:
             self._outgoing.send_nowait(frame)
         except trio.WouldBlock:
@@ -141,9 +143,9 @@ class Link:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # The server cancels whatever belonged to a connection that has ended.
 
-    def _encode(self, message: dict[str, Any]) -> str:
+    def _checked(self, encode: Callable[_P, bytes], *args: _P.args, **kwargs: _P.kwargs) -> str:
         try:
-            frame = orjson.dumps(message)
+            frame = encode(*args, **kwargs)
         except TypeError as exc:
             raise InvalidMessage(f"the message cannot be sent: {one_line(str(exc))}") from None
         if len(frame) > self.max_message_bytes:
@@ -246,7 +248,7 @@ class Link:
                 self._take_notification(ServerNotification(str(message["method"]), message.get("params")))
             return
         request_id = message.get("id")
-        if not isinstance(request_id, int):
+        if type(request_id) is not int:
             self.unmatched += 1  # `null`, for a message of ours that the server could not read.
             return
         waiting = self._waiting.get(request_id)

@@ -97,8 +97,8 @@ class LimitSettings(Section):
         unit="requests",
         minimum=1,
         maximum=100_000,
-        reason="The guide's figure: requests of all clients that run at once. One more is answered "
-        "`overloaded` at once, since the reader never waits.",
+        reason="The guide's figure: requests of all clients that run at once. One more waits a "
+        "quarter of a second, so that a burst is no overload, and is answered `overloaded` then.",
     )
     request_timeout_s: float = setting(
         30.0,

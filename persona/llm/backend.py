@@ -84,7 +84,3 @@ class Backend(Protocol):
     async def models(self) -> tuple[str, ...]:
         """The names of the models there are. Raises `LLMUnavailable`."""
         ...
-
-    async def aclose(self) -> None:
-        """Close idle connections."""
-        ...

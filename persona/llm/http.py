@@ -20,7 +20,7 @@ answer within the limit is as long."""
 class HTTPBackend(abc.ABC):
     """A `Backend` behind HTTP. Subclasses say what goes over the wire.
 
-    `client` stays the caller's to close, but `aclose` closes it too. An empty `model` means the
+    `client` stays the caller's to close; later requests raise `LLMUnavailable`. An empty `model` means the
     server's first one, asked for once, when first needed.
     """
 
@@ -86,10 +86,6 @@ class HTTPBackend(abc.ABC):
     @abc.abstractmethod
     async def models(self) -> tuple[str, ...]:
         """The names of the models there are. Raises `LLMUnavailable`."""
-
-    async def aclose(self) -> None:
-        """Close every connection. Later requests raise `LLMUnavailable`."""
-        await self._client.aclose()
 
     @abc.abstractmethod
     def _request(

@@ -67,10 +67,6 @@ class ScriptedBackend:
         await trio.lowlevel.checkpoint()
         return (MODEL,)
 
-    async def aclose(self) -> None:
-        """There is nothing to close."""
-        await trio.lowlevel.checkpoint()
-
     async def _events(
         self, messages: tuple[Message, ...], options: GenerateOptions
     ) -> AsyncGenerator[Event, None]:

@@ -16,9 +16,6 @@ What `decode` makes of a frame (the server's side):
 * An array is a batch, each entry judged as above. Empty, or longer than `max_batch`: one
   `Invalid`. Nothing but responses: `Dropped`.
 
-`decode_reply` is the client's side of the same wire; there garbage is the server's fault and
-raises `ProtocolViolation`.
-
 Encoding takes attrs instances, enums and tuples wherever JSON takes a value. NaN and the
 infinities become null, lone surrogates become U+FFFD.
 """
@@ -46,10 +43,6 @@ _PARSER_MAX_DEPTH = 1024
 """orjson refuses what is nested deeper, and so is safe to be handed anything."""
 _ENCODER_MAX_DEPTH = 254
 _ABSENT: Any = object()
-
-
-class ProtocolViolation(ValueError):
-    """The server sent what is no JSON-RPC reply or notification."""
 
 
 @attrs.frozen
@@ -93,27 +86,6 @@ class Batch:
 
 
 Message = Request | Notification | Batch | Invalid | Dropped
-
-
-@attrs.frozen
-class Reply:
-    """The result of the request `id`."""
-
-    id: str | int
-    result: Any
-
-
-@attrs.frozen
-class ErrorReply:
-    """The failure of the request `id`; None where the server could not tell which."""
-
-    id: Id
-    code: int
-    message: str
-    data: Any = None
-
-
-ServerMessage = Reply | ErrorReply | Notification
 
 
 def decode(data: bytes | str, *, max_depth: int = 64, max_batch: int = MAX_BATCH) -> Message:
@@ -296,49 +268,3 @@ def _scrub(value: Any, levels: int) -> Any:
     if attrs.has(type(value)):
         return _scrub(_as_dict(value), levels)
     return value
-
-
-def decode_reply(data: bytes | str) -> ServerMessage | tuple[ServerMessage, ...]:
-    """What a server's frame says; a tuple, never empty, for a batch of replies.
-
-    Raises `ProtocolViolation` for anything that is no reply and no notification, a request
-    included: this server never calls its clients.
-    """
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as exc:
-        raise ProtocolViolation(f"not JSON: {exc}") from None
-    if not isinstance(value, list):
-        return _decode_server_message(value)
-    if not value:
-        raise ProtocolViolation("an empty batch")
-    return tuple(_decode_server_message(entry) for entry in value)
-
-
-def _decode_server_message(value: Any) -> ServerMessage:
-    if not isinstance(value, dict) or value.get("jsonrpc") != "2.0":
-        raise ProtocolViolation("not a JSON-RPC 2.0 object")
-    if "method" in value:
-        message = _decode_one(value)
-        if not isinstance(message, Notification):
-            raise ProtocolViolation("not a notification, though it has a method")
-        return message
-    if ("result" in value) == ("error" in value):
-        raise ProtocolViolation("a reply has either a result or an error")
-    reply_id = value.get("id", _ABSENT)
-    if "result" in value:
-        if not _is_id(reply_id):
-            raise ProtocolViolation("a result without a usable id")
-        return Reply(reply_id, value["result"])
-    if reply_id is not None and not _is_id(reply_id):
-        raise ProtocolViolation("an error without a usable id")
-    return _decode_error(reply_id, value["error"])
-
-
-def _decode_error(reply_id: Id, error: Any) -> ErrorReply:
-    if not isinstance(error, dict):
-        raise ProtocolViolation("an error that is no object")
-    code, message = error.get("code"), error.get("message")
-    if type(code) is not int or not isinstance(message, str):
-        raise ProtocolViolation("an error needs an integer code and a message")
-    return ErrorReply(reply_id, code, message, error.get("data"))

@@ -237,9 +237,6 @@ class EchoModel:
     async def models(self) -> tuple[str, ...]:
         return (self.model,)
 
-    async def aclose(self) -> None:
-        pass
-
 
 CLIENTS = 4
 Deed = str

@@ -353,11 +353,11 @@ async def test_a_finished_connection_is_used_again(kind: Kind) -> None:
             await ask(backend)
         await backend.models()
         assert server.connections_made == 1
-        await backend.aclose()
+        await backend._client.aclose()
         await server.wait_connections(0)
 
 
-async def test_aclose_ends_what_runs(kind: Kind) -> None:
+async def test_closing_the_client_ends_what_runs(kind: Kind) -> None:
     async with opened(kind, variant="hang_midway") as (server, backend):
         async with trio.open_nursery() as nursery:
 
@@ -368,7 +368,7 @@ async def test_aclose_ends_what_runs(kind: Kind) -> None:
             nursery.start_soon(generation)
             await server.wait_tokens(1)
             await trio.testing.wait_all_tasks_blocked()
-            await backend.aclose()
+            await backend._client.aclose()
         await server.wait_connections(0)
         with pytest.raises(LLMUnavailable, match="stopping"):
             await ask(backend)

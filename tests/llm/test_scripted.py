@@ -60,7 +60,6 @@ async def test_says_what_it_is() -> None:
     )
     _, completed = await ask(backend, (SYSTEM, Message("user", "Hi")), OPTIONS)
     assert completed.model == "scripted"
-    await backend.aclose()
 
 
 @pytest.mark.parametrize(

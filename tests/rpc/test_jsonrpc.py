@@ -14,20 +14,17 @@ from persona.rpc import jsonrpc
 from persona.rpc.jsonrpc import (
     Batch,
     Dropped,
-    ErrorReply,
     Invalid,
     Notification,
-    ProtocolViolation,
-    Reply,
     Request,
     decode,
-    decode_reply,
     encode_batch,
     encode_error,
     encode_notification,
     encode_request,
     encode_result,
 )
+from tests.rpc.replies import ErrorReply, ProtocolViolation, Reply, decode_reply
 
 quick = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

@@ -78,9 +78,6 @@ class PlayedModel:
             raise self.names
         return self.names
 
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
-
 
 class Disk:
     """A database whose writes the test can hold up, for `write_s` before and `answers_after_s` after
