@@ -20,8 +20,8 @@ answer within the limit is as long."""
 class HTTPBackend(abc.ABC):
     """A `Backend` behind HTTP. Subclasses say what goes over the wire.
 
-    `client` stays the caller's to close; later requests raise `LLMUnavailable`. An empty `model` means the
-    server's first one, asked for once, when first needed.
+    `client` stays the caller's to close; later requests raise `LLMUnavailable`. An empty `model`
+    means the server's first one, asked for once, when first needed.
     """
 
     label: ClassVar[str]

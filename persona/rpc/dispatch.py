@@ -33,8 +33,6 @@ Bound = Literal["handlers", "model"]
 """What bounds a method: the handler pool, or the model's own slots and queue. A chat may wait for
 the model for minutes; if it held a place in the handler pool meanwhile, a hundred chats would
 lock everybody else out."""
-
-
 POOL_PATIENCE_S = 0.25
 """How long a request waits for a place in the handler pool before it is refused. Hundreds of clients
 that connect at one moment and do something short are no overload, and told to come back in a second
@@ -332,8 +330,10 @@ class Dispatcher:
         if for_model:
             # The turn itself decides which of its stretches may be cut; see `service.chat`.
             return await handler(call, params)
-        with request.interruptible():
-            await self._enter_pool(request)
+        try:
+            self._pool.acquire_on_behalf_of_nowait(request)
+        except trio.WouldBlock:
+            await self._wait_for_pool(request)
         try:
             self._metrics.handlers.set(self._pool.borrowed_tokens)
             with request.interruptible():
@@ -342,8 +342,8 @@ class Dispatcher:
             self._pool.release_on_behalf_of(request)
             self._metrics.handlers.set(self._pool.borrowed_tokens)
 
-    async def _enter_pool(self, request: RunningRequest) -> None:
-        with trio.move_on_after(POOL_PATIENCE_S) as patience:
+    async def _wait_for_pool(self, request: RunningRequest) -> None:
+        with request.interruptible(), trio.move_on_after(POOL_PATIENCE_S) as patience:
             await self._pool.acquire_on_behalf_of(request)
         if patience.cancelled_caught:
             raise Overloaded("too many requests are running", retry_after_s=1.0)

@@ -208,7 +208,7 @@ class History:
     """Answer of `conversation.history`: turns oldest first; pass `next_before` as `before`."""
 
     conversation_id: str | None
-    """`None` where nothing was ever said."""
+    """`None` where there is no conversation yet."""
     turns: list[TurnView]
     has_more: bool
     next_before: int | None

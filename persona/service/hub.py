@@ -62,7 +62,8 @@ class Hub:
         names = self._names.get(subscriber, set()) | set(topics)
         if len(names) > MAX_TOPICS_EACH:
             raise InvalidParams(f"a connection may have {MAX_TOPICS_EACH} topics", field="topics")
-        if len(self._topics.keys() | names) > max(MAX_TOPICS, len(self._topics)):
+        new = names - self._topics.keys()
+        if new and len(self._topics) + len(new) > MAX_TOPICS:
             raise Overloaded("there are too many topics", retry_after_s=60.0)
         self._names[subscriber] = names
         for name in names:

@@ -153,9 +153,11 @@ class ReplayStream(trio.abc.HalfCloseableStream):
             await self._idle.wait()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self.is_cut_off = True
-        await self._stream.send_all(data)
-        self.is_cut_off = False
+        try:
+            await self._stream.send_all(data)
+        except BaseException:
+            self.is_cut_off = True
+            raise
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 import pytest
 import trio
-from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from persona.transport.handshake import MAX_HEAD_BYTES, Refused, ReplayStream, read_head, refuse
 
@@ -150,3 +150,17 @@ async def test_a_reader_that_is_cancelled_is_not_told_that_the_stream_ended() ->
     with trio.move_on_after(0.01) as scope:
         await stream.receive_some()
     assert scope.cancelled_caught
+
+
+async def test_only_a_send_that_did_not_end_cuts_the_stream_off(autojump_clock: MockClock) -> None:
+    ours, theirs = lockstep_stream_pair()
+    lent = ReplayStream(theirs, b"")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lent.send_all, b"whole")
+        await wait_all_tasks_blocked()
+        assert not lent.is_cut_off  # it is only under way
+        assert await ours.receive_some() == b"whole"
+    assert not lent.is_cut_off
+    with trio.move_on_after(1):
+        await lent.send_all(b"half")
+    assert lent.is_cut_off
