@@ -107,6 +107,7 @@ async def open_server(
         async with trio.open_nursery() as root:
             await root.start(server.background.run)
             await root.start(server.monitor.run)
+            await root.start(server.listener.keepalive.run)
             yield server
             with trio.move_on_after(BACKGROUND_GRACE_S):
                 await server.background.finish()

@@ -26,9 +26,9 @@ from persona.errors import InternalError
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "console", "json"]
 
-PINNED = ("trio-websocket", "httpx2", "httpcore2")
+PINNED = ("trio-websocket", "websockets", "httpx2", "httpcore2")
 """Libraries that never log below WARNING: trio-websocket formats a debug record for every frame, which
-costs about 10 us each, and the HTTP client logs each request at INFO."""
+costs about 10 us each, and the others log each connection or request at INFO."""
 
 _LINE_BREAKERS = {
     code: f"\\u{code:04x}"

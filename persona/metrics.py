@@ -29,6 +29,7 @@ class Metrics:
         self.refused = counter("handshakes_refused_total", "Handshakes refused.", "reason")
         self.closed = counter("connections_closed_total", "Connections ended.", "cause")
         self.received = counter("messages_received_total", "JSON-RPC frames received.")
+        self.reads_paused = counter("reads_paused_total", "Reads put off for a client that takes too slowly.")
         self.dropped_responses = counter("responses_dropped_total", "Frames that looked like a response.")
         self.requests = counter("requests_total", "Calls answered.", "method", "outcome")
         self.request_seconds = histogram("request_seconds", "Time from call to answer.", "method")

@@ -116,7 +116,7 @@ def _write(text: str) -> Path:
     [
         (["--port", "x"], {}, "server.port = 'x' (flag --port): must be an integer from 1 to 65535"),
         (["--log-level", "loud"], {}, "(flag --log-level): must be one of debug, info, warning, error"),
-        (["--engine", "other"], {}, "(flag --engine): must be trio-websocket"),
+        (["--engine", "other"], {}, "(flag --engine): must be one of trio-websocket, sansio"),
         (["--config", "gone.toml"], {}, "cannot read gone.toml: No such file or directory"),
         ([], {"PERSONA_SERVER_PORTS": "1"}, "did you mean PERSONA_SERVER_PORT?"),
     ],

@@ -84,6 +84,22 @@ class LimitSettings(Section):
         reason="A client that starts sends several calls at once; it may, and is held to the rate "
         "afterwards.",
     )
+    control_rate_limit_per_minute: int = setting(
+        1000,
+        unit="frames a minute",
+        minimum=1,
+        maximum=1_000_000,
+        unset="off",
+        reason="Pings, pongs and unfinished fragments cost work and bring no message, so the limit above "
+        "never sees them. A client that pings every second sends 60; over it the connection is closed.",
+    )
+    control_rate_limit_burst: int = setting(
+        200,
+        unit="frames",
+        minimum=1,
+        maximum=1_000_000,
+        reason="A message of the largest size may come in fragments of 330 bytes.",
+    )
     max_in_flight: int = setting(
         16,
         unit="requests",

@@ -116,8 +116,11 @@ class ServerSettings(Section):
         unset="picks a free one",
         reason="The port that persona clients already try.",
     )
-    engine: Literal["trio-websocket"] = setting(
-        "trio-websocket", flag="--engine", reason="What speaks WebSocket. There is one engine so far."
+    engine: Literal["trio-websocket", "sansio"] = setting(
+        "trio-websocket",
+        flag="--engine",
+        reason="What speaks WebSocket. sansio, on the protocol of `websockets`, does the same work in a "
+        "fraction of the time; see performance.md.",
     )
     graceful_timeout_s: float = setting(
         30.0,

@@ -1,8 +1,12 @@
-"""One client = one nursery: reader -> inbox -> workers -> outbox -> writer, and keepalive.
+"""One client = one nursery: reader -> inbox -> workers -> outbox -> writer.
 
 * The reader never waits for work: what cannot run is refused at once, so pings, cancellations and
-  the peer's close are always read.
-* One task writes. A write that takes too long, or an outbox that overflows, ends the connection.
+  the peer's close are always read. It does wait, and for a second at most, for a client that takes its
+  answers more slowly than it asks.
+* One party at a time writes: whoever has something for a client writes it at once if the engine can and
+  nothing waits; otherwise it goes to the outbox, and the writer task has the socket until that is empty.
+  A write that takes too long, or an outbox that overflows, ends the connection.
+* What a quiet client does not need is not there: workers, inbox and writer come with the first work.
 * When the nursery ends, everything of the client's ends with it: its running requests, its place
   in the model's queue, its upstream HTTP connection.
 """
@@ -26,6 +30,11 @@ log = structlog.get_logger()
 
 MAX_RATE_REFUSALS_PER_MINUTE = 100
 """A client that goes on after this many `rate_limited` answers is not going to listen: 1008."""
+WRITE_BYTES = 64 * 1024
+"""What is joined in one write, where the engine joins, and is given one write deadline."""
+READ_PAUSE_S = 1.0
+"""How long the reader lets a client catch up whose outbox is half full of answers. No longer, so that its
+pongs and cancellations are still read; one that asks on and takes nothing is then a slow consumer."""
 
 
 @attrs.frozen
@@ -67,11 +76,19 @@ class Connection:
         self._patience = TokenBucket(
             per_minute=MAX_RATE_REFUSALS_PER_MINUTE, burst=MAX_RATE_REFUSALS_PER_MINUTE, now=self.opened_at
         )
-        # Bounded by admission (`max_in_flight`), so a send_nowait below always fits.
-        self._inbox_send, self._inbox = trio.open_memory_channel[Work](limits.max_in_flight)
+        self._inbox: tuple[trio.MemorySendChannel[Work], trio.MemoryReceiveChannel[Work]] | None = None
         self._workers = 0
         self._nursery: trio.Nursery | None = None
+        # Whether the reader is in the middle of what one read brought: its answers go out together.
+        self._is_corked = False
+        # Whether the writer task has the socket.
+        self._is_writing = False
+        # Where the writer task waits, once there is one.
+        self._writer: trio.lowlevel.ParkingLot | None = None
+        # Set for the reader when the client has taken enough to be read from again.
+        self._caught_up: trio.Event | None = None
         self.goodbye = Goodbye(1000, "", "client")
+        engine.on_unsent = self._flush
 
     @property
     def pending_bytes(self) -> int:
@@ -88,17 +105,16 @@ class Connection:
         it broke."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._write)
-            if self._limits.ping_interval_s:
-                nursery.start_soon(self._keep_alive)
+            self._flush()
             await self._read(nursery)
             nursery.cancel_scope.cancel()
         return self.goodbye
 
     def offer(self, frame: Frame) -> bool:
-        """Queue a frame for the client; `False` when it is leaving, or too slow, which ends the
-        connection."""
+        """Send a frame to the client, or queue it; `False` when it is leaving, or too slow, which ends
+        the connection."""
         if self._outbox.offer(frame):
+            self._flush()
             return True
         if self._outbox.overflowed:
             self.cut(Goodbye(1013, "too slow to read", "slow_consumer"))
@@ -114,11 +130,17 @@ class Connection:
         """End the connection once what is queued for the client is sent."""
         self.goodbye = goodbye
         self._outbox.close()
+        self._flush()
+
+    def ask(self) -> None:
+        """Ping the client; one that does not answer in time is cut."""
+        if self._nursery is not None and not self.is_leaving:
+            self._nursery.start_soon(self._ping)
 
     async def _read(self, nursery: trio.Nursery) -> None:
         while True:
             try:
-                data = await self._engine.receive()
+                messages = await self._engine.receive()
             except PeerGone as exc:
                 self.goodbye = Goodbye(1000, "", "client" if exc.code != 1006 else "lost")
                 return
@@ -126,18 +148,39 @@ class Connection:
                 self.goodbye = Goodbye(exc.code, exc.text, exc.cause)
                 return
             self.last_heard_at = trio.current_time()
-            self._metrics.received.inc()
-            message = jsonrpc.decode(data, max_depth=self._limits.max_json_depth)
-            if not self._within_rate(message):
-                if self._patience.take(self.last_heard_at):
-                    self.goodbye = Goodbye(1008, "rate limit ignored", "rate_limit")
-                    return
-                continue
-            work = self._dispatcher.accept(self.session, message, self)
-            if isinstance(work, Work):
-                self._hand_over(work, nursery)
-            elif work is not None:
-                self.offer(work)
+            self._metrics.received.inc(len(messages))
+            self._is_corked = True
+            try:
+                for data in messages:
+                    if not self._take(data, nursery):
+                        return
+            finally:
+                self._is_corked = False
+                self._flush()
+            if self._outbox.is_half_full:
+                await self._let_catch_up()
+
+    async def _let_catch_up(self) -> None:
+        self._metrics.reads_paused.inc()
+        self._caught_up = trio.Event()
+        with trio.move_on_after(READ_PAUSE_S):
+            await self._caught_up.wait()
+        self._caught_up = None
+
+    def _take(self, data: str, nursery: trio.Nursery) -> bool:
+        """See to one message; `False` when the client is to be sent away for it."""
+        message = jsonrpc.decode(data, max_depth=self._limits.max_json_depth)
+        if not self._within_rate(message):
+            if self._patience.take(self.last_heard_at):
+                self.goodbye = Goodbye(1008, "rate limit ignored", "rate_limit")
+                return False
+            return True
+        work = self._dispatcher.accept(self.session, message, self)
+        if isinstance(work, Work):
+            self._hand_over(work, nursery)
+        elif work is not None:
+            self.offer(work)
+        return True
 
     def _within_rate(self, message: jsonrpc.Message) -> bool:
         bucket = self._cancels if _is_cancel(message) else self._rate
@@ -151,55 +194,91 @@ class Connection:
         return False
 
     def _hand_over(self, work: Work, nursery: trio.Nursery) -> None:
+        if self._inbox is None:
+            # Bounded by admission (`max_in_flight`), so a send_nowait below always fits.
+            self._inbox = trio.open_memory_channel[Work](self._limits.max_in_flight)
+        inbox, queue = self._inbox
         # Workers come with the work and all but one go with it: sixteen idle tasks on each of
         # thousands of connections would cost more memory than the connections themselves.
-        is_taken_at_once = self._inbox.statistics().tasks_waiting_receive > 0
-        self._inbox_send.send_nowait(work)
+        is_taken_at_once = inbox.statistics().tasks_waiting_receive > 0
+        inbox.send_nowait(work)
         if not is_taken_at_once and self._workers < self._limits.max_in_flight:
             self._workers += 1
-            nursery.start_soon(self._work)
+            nursery.start_soon(self._work, queue)
 
-    async def _work(self) -> None:
+    async def _work(self, queue: trio.MemoryReceiveChannel[Work]) -> None:
         try:
             while True:
-                work = await self._inbox.receive()
+                work = await queue.receive()
                 answer = await self._dispatcher.run(self.session, work, self)
                 if answer is not None:
                     self.offer(answer)
-                statistics = self._inbox.statistics()
+                statistics = queue.statistics()
                 if statistics.tasks_waiting_receive and not statistics.current_buffer_used:
                     return
         finally:
             self._workers -= 1
 
-    async def _write(self) -> None:
-        while (message := await self._outbox.take()) is not None:
+    def _flush(self) -> None:
+        """Let what waits be sent: now if that needs no waiting, else by the writer."""
+        if self._is_writing or self._nursery is None or self.is_leaving:
+            return
+        if self._is_corked and not self._outbox.is_half_full:
+            return
+        if self._engine.sends_at_once:
             try:
-                with trio.fail_after(self._limits.write_deadline_s):
-                    await self._engine.send(message)
-            except trio.TooSlowError:
-                await self._engine.abort()
-                self.cut(Goodbye(1013, "", "write_deadline"))
-                return
+                while not self._engine.has_unsent and (messages := self._outbox.take(WRITE_BYTES)):
+                    self._engine.send_nowait(messages)
+                if self._engine.has_unsent:
+                    self._engine.send_nowait(())
             except PeerGone:
                 self.cut(Goodbye(1000, "", "lost"))
                 return
-        # `finish` was called, or the outbox overflowed and `cut` did the rest.
-        self.cut(self.goodbye)
+        if self._outbox or self._engine.has_unsent:
+            self._wake_writer(self._nursery)
+        elif self._outbox.is_closed:
+            # `finish` was called, or the outbox overflowed and `cut` did the rest.
+            self.cut(self.goodbye)
 
-    async def _keep_alive(self) -> None:
+    def _wake_writer(self, nursery: trio.Nursery) -> None:
+        self._is_writing = True
+        if self._writer is None:
+            self._writer = trio.lowlevel.ParkingLot()
+            nursery.start_soon(self._write, self._writer)
+        else:
+            self._writer.unpark()
+
+    async def _write(self, waiting: trio.lowlevel.ParkingLot) -> None:
         while True:
-            await trio.sleep(self._limits.ping_interval_s)
-            try:
-                with trio.fail_after(self._limits.ping_timeout_s):
-                    await self._engine.ping()
-            except trio.TooSlowError:
-                await self._engine.abort()
-                self.cut(Goodbye(1001, "", "ping_timeout"))
+            while self._outbox or self._engine.has_unsent:
+                messages = self._outbox.take(WRITE_BYTES)
+                if self._caught_up is not None and not self._outbox.is_half_full:
+                    self._caught_up.set()
+                try:
+                    with trio.fail_after(self._limits.write_deadline_s):
+                        await self._engine.send(messages)
+                except trio.TooSlowError:
+                    await self._engine.abort()
+                    self.cut(Goodbye(1013, "", "write_deadline"))
+                    return
+                except PeerGone:
+                    self.cut(Goodbye(1000, "", "lost"))
+                    return
+            self._is_writing = False
+            if self._outbox.is_closed:
+                self.cut(self.goodbye)
                 return
-            except PeerGone:
-                self.cut(Goodbye(1000, "", "lost"))
-                return
+            await waiting.park()
+
+    async def _ping(self) -> None:
+        try:
+            with trio.fail_after(self._limits.ping_timeout_s):
+                await self._engine.ping()
+        except trio.TooSlowError:
+            await self._engine.abort()
+            self.cut(Goodbye(1001, "", "ping_timeout"))
+        except PeerGone:
+            self.cut(Goodbye(1000, "", "lost"))
 
 
 def _is_cancel(message: jsonrpc.Message) -> bool:

@@ -1,20 +1,19 @@
-"""What a WebSocket engine offers, and the trio-websocket engine.
+"""What a WebSocket engine offers, whichever library does the framing.
 
-An engine moves whole text messages. It owns no policy: limits, deadlines and who may connect are
-decided around it.
+An engine moves whole text messages. It owns no policy: limits, deadlines and who may connect are decided
+around it, and it is told what it must know in `EngineOptions`.
+
+Nothing an engine does on its own needs a task of its own on our side: what it has to say by itself (a
+pong, a ping) it keeps until its owner lets it send, so that one party at a time writes to the socket.
 """
 
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import attrs
 import trio
-import trio_websocket
-from wsproto.utilities import LocalProtocolError
 
-from persona.transport.handshake import ReplayStream, RequestHead, linger
-
-RECEIVE_BUFFER_BYTES = 64 * 1024
-"""trio-websocket reads 4 KiB at a time by default: many system calls for one large message."""
+from persona.transport.handshake import RequestHead
 
 
 class PeerGone(Exception):
@@ -26,7 +25,8 @@ class PeerGone(Exception):
 
 
 class BadMessage(Exception):
-    """A message this server does not take; the connection must be closed with `code`."""
+    """Something this server does not take; the connection must be closed with `code`. `cause` is a word
+    for the metric."""
 
     def __init__(self, code: int, cause: str, text: str) -> None:
         super().__init__(text)
@@ -35,19 +35,51 @@ class BadMessage(Exception):
         self.text = text
 
 
+@attrs.frozen(kw_only=True)
+class EngineOptions:
+    """What an engine must know of the limits."""
+
+    max_message_bytes: int
+    """Of a whole message, however many fragments it comes in."""
+    control_rate_per_minute: float
+    """Frames that bring no message: control frames, and fragments that do not end one. 0 is no limit."""
+    control_rate_burst: int
+
+
 class Engine(Protocol):
-    """One open WebSocket. One task receives, one task sends, one task pings."""
+    """One open WebSocket. One task receives; one party at a time sends; one ping is under way at a time."""
 
-    async def receive(self) -> str | bytes:
-        """The next text message.
+    on_unsent: Callable[[], None]
+    """Called when the engine has something to say by itself; its owner then sends when it can."""
 
-        Raises `PeerGone`, or `BadMessage` for a binary (1003) or an oversize (1009) one.
+    @property
+    def sends_at_once(self) -> bool:
+        """Whether there is a `send_nowait`."""
+        ...
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the engine holds bytes that the next `send` or `send_nowait`, of no message even, takes
+        with it."""
+        ...
+
+    async def receive(self) -> Sequence[str]:
+        """The next text messages, at least one: all that one read brought, as far as that is a fair share.
+
+        Raises `PeerGone`, or `BadMessage` for what is binary (1003), too big (1009), no WebSocket framing
+        (1002), no UTF-8 (1007), or too many frames that bring no message (1008). Messages that came before
+        it are given first.
         """
         ...
 
-    async def send(self, message: bytes) -> None:
-        """Send one text message. Raises `PeerGone`. After a send that was cancelled `aclose` will
-        only `abort`: half a frame may be on the wire, and nothing sensible can follow it."""
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Send text messages. Raises `PeerGone`. After a send that was cancelled `aclose` will only
+        `abort`: half a frame may be on the wire, and nothing sensible can follow it."""
+        ...
+
+    def send_nowait(self, messages: Sequence[bytes]) -> None:
+        """Send what the socket takes at once, and hold the rest: see `has_unsent`. Raises `PeerGone`. Not
+        to be called while a `send` is under way, nor where there is `sends_at_once` not."""
         ...
 
     async def ping(self) -> None:
@@ -55,8 +87,8 @@ class Engine(Protocol):
         ...
 
     async def aclose(self, code: int, reason: str) -> None:
-        """Say goodbye and wait for the peer's. The caller bounds the wait; cancelling closes
-        the stream by force. Never raises but `Cancelled`."""
+        """Say goodbye, unless the peer did, and let it answer. The caller bounds the wait; cancelling
+        closes the stream by force. Never raises but `Cancelled`."""
         ...
 
     async def abort(self) -> None:
@@ -64,98 +96,52 @@ class Engine(Protocol):
         ...
 
 
-class TrioWebsocketEngine:
-    """trio-websocket behind the `Engine` interface. Only its public API is used."""
+class AcceptEngine(Protocol):
+    """How an engine comes to be: it answers the opening request."""
 
-    def __init__(
+    async def __call__(
         self,
-        connection: trio_websocket.WebSocketConnection,
-        stream: trio.abc.Stream,
-        lent: ReplayStream,
-        max_message_bytes: int,
-    ) -> None:
-        self._connection = connection
-        self._stream = stream
-        self._lent = lent
-        self._max_message_bytes = max_message_bytes
-        self._oversize = False
-
-    @classmethod
-    async def accept(
-        cls,
         nursery: trio.Nursery,
         stream: trio.abc.Stream,
         head: RequestHead,
         *,
         subprotocol: str | None,
-        max_message_bytes: int,
-    ) -> "TrioWebsocketEngine":
-        """Answer the opening request. The engine's reader task lives in `nursery`.
+        options: EngineOptions,
+    ) -> Engine:
+        """An engine over `stream`, whose opening request was `head`. Tasks of its own, if it has any, live
+        in `nursery`. The caller bounds the wait. Raises what the stream raises."""
+        ...
 
-        A request that is no valid WebSocket handshake is answered by trio-websocket with a 400
-        and leaves this waiting: the caller owns the time.
-        """
-        lent = ReplayStream(stream, head.raw)
-        request = await trio_websocket.wrap_server_stream(
-            nursery,
-            lent,
-            # Counted in characters for text; a character is at most four bytes, so the real
-            # bound, in bytes, is checked in `receive`.
-            max_message_size=max_message_bytes,
-            receive_buffer_size=RECEIVE_BUFFER_BYTES,
-        )
-        connection = await request.accept(subprotocol=subprotocol)
-        return cls(connection, stream, lent, max_message_bytes)
 
-    async def receive(self) -> str:
-        try:
-            message = await self._connection.get_message()
-        except trio_websocket.ConnectionClosed as exc:
-            code = exc.reason.code if exc.reason is not None else 1006
-            if code == 1009:
-                self._oversize = True
-                raise self._too_big() from None
-            raise PeerGone(code) from None
-        if isinstance(message, bytes):
-            raise BadMessage(1003, "binary", "only text frames are taken here")
-        if len(message) * 4 > self._max_message_bytes and not self._fits(message):
-            raise self._too_big()
-        return message
+def too_big(max_bytes: int) -> BadMessage:
+    """A message, or what is declared as one, is over the limit."""
+    return BadMessage(1009, "too_big", f"a message may have {max_bytes} bytes")
 
-    async def send(self, message: bytes) -> None:
-        try:
-            await self._connection.send_message(message.decode())
-        except trio_websocket.ConnectionClosed as exc:
-            raise PeerGone(exc.reason.code if exc.reason is not None else 1006) from None
 
-    async def ping(self) -> None:
-        try:
-            await self._connection.ping()
-        except trio_websocket.ConnectionClosed as exc:
-            raise PeerGone(exc.reason.code if exc.reason is not None else 1006) from None
+def flooded() -> BadMessage:
+    """Too many frames that bring no message."""
+    return BadMessage(1008, "flood", "too many frames without a message")
 
-    async def aclose(self, code: int, reason: str) -> None:
-        if self._lent.is_cut_off:
-            await self.abort()
-            return
-        if self._oversize:
-            # trio-websocket has sent its 1009 already and reads at most once more. Closing now,
-            # with the rest of the message unread, would reset the connection and lose that frame.
-            await self._lent.take_over()
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await linger(self._stream)
-        try:
-            await self._connection.aclose(code, reason)
-        except LocalProtocolError:
-            # The peer's close arrived while ours was being made; wsproto calls that our mistake.
-            await self.abort()
 
-    async def abort(self) -> None:
-        await trio.aclose_forcefully(self._stream)
+def binary() -> BadMessage:
+    """A binary message."""
+    return BadMessage(1003, "binary", "only text frames are taken here")
 
-    def _fits(self, message: str) -> bool:
-        size_bytes = len(message) if message.isascii() else len(message.encode())
-        return size_bytes <= self._max_message_bytes
 
-    def _too_big(self) -> BadMessage:
-        return BadMessage(1009, "too_big", f"a message may have {self._max_message_bytes} bytes")
+def bad_framing() -> BadMessage:
+    """What is no WebSocket frame."""
+    return BadMessage(1002, "protocol", "this is no WebSocket framing")
+
+
+def bad_text() -> BadMessage:
+    """A text message, or the text of a close frame, that is not UTF-8."""
+    return BadMessage(1007, "not_utf8", "text must be UTF-8")
+
+
+def brings_no_message(*, opcode: int, is_final: bool) -> bool:
+    """Whether a frame costs work and gives none to do: a control frame, or a fragment before the last."""
+    return opcode >= 8 or not is_final
+
+
+def nobody() -> None:
+    """The `on_unsent` of an engine that has no owner yet."""

@@ -9,7 +9,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from http import HTTPStatus
 
@@ -24,8 +24,12 @@ from persona.service.hub import Hub
 from persona.service.sessions import Sessions
 from persona.transport.admission import Admission, Admitted
 from persona.transport.connection import Connection, Goodbye
-from persona.transport.engine import Engine, TrioWebsocketEngine
+from persona.transport.engine import AcceptEngine, Engine, EngineOptions
+from persona.transport.engine_sansio import AcceptSansio
+from persona.transport.engine_trio_websocket import TrioWebsocketEngine
 from persona.transport.handshake import Refused, read_head, refuse
+from persona.transport.keepalive import Keepalive
+from persona.transport.sockets import HAS_EPOLL, Readiness, SocketStream, open_readiness
 
 log = structlog.get_logger()
 
@@ -59,6 +63,16 @@ class Listener:
         self._hub = hub
         self._metrics = metrics
         self._has_memory = has_memory
+        self._accept: AcceptEngine = (
+            AcceptSansio() if settings.server.engine == "sansio" else TrioWebsocketEngine.accept
+        )
+        self._engine_options = EngineOptions(
+            max_message_bytes=self._limits.max_message_bytes,
+            control_rate_per_minute=self._limits.control_rate_limit_per_minute,
+            control_rate_burst=self._limits.control_rate_limit_burst,
+        )
+        self.keepalive = Keepalive(self._limits.ping_interval_s)
+        """To be run for as long as streams are served."""
         self._per_address: Counter[str] = Counter()
         self._handshakes: set[trio.CancelScope] = set()
         self._places = 0
@@ -74,16 +88,23 @@ class Listener:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept until `drain`; then return once the last connection has ended."""
-        async with trio.open_nursery() as connections:
-            with self._accepting:
-                # Started means that the accept loops run, not only that the sockets are bound.
-                async with trio.open_nursery() as accepting:
-                    await accepting.start(
-                        partial(trio.serve_listeners, handler_nursery=connections),
-                        self.serve_stream,
-                        listeners,
-                    )
-                    task_status.started()
+        async with AsyncExitStack() as stack:
+            readiness = await stack.enter_async_context(open_readiness()) if HAS_EPOLL else None
+            async with trio.open_nursery() as connections:
+                with self._accepting:
+                    # Started means that the accept loops run, not only that the sockets are bound.
+                    async with trio.open_nursery() as accepting:
+                        await accepting.start(
+                            partial(trio.serve_listeners, handler_nursery=connections),
+                            partial(self._serve_accepted, readiness),
+                            listeners,
+                        )
+                        task_status.started()
+
+    async def _serve_accepted(self, readiness: Readiness | None, stream: trio.abc.Stream) -> None:
+        if readiness is not None and isinstance(stream, trio.SocketStream):
+            stream = SocketStream.adopt(stream, readiness)
+        await self.serve_stream(stream)
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one accepted stream to its end. Never raises but `Cancelled`."""
@@ -124,12 +145,12 @@ class Listener:
         admitted = self._admission.admit(head, peer_address(stream))
         with self._place(admitted.address):
             with trio.fail_at(deadline):
-                engine = await TrioWebsocketEngine.accept(
+                engine = await self._accept(
                     engine_nursery,
                     stream,
                     head,
                     subprotocol=admitted.subprotocol,
-                    max_message_bytes=self._limits.max_message_bytes,
+                    options=self._engine_options,
                 )
             await self._run(engine, admitted)
 
@@ -203,11 +224,13 @@ class Listener:
     def _listed(self, connection: Connection) -> Iterator[None]:
         session = connection.session
         self.connections[session.id] = connection
+        self.keepalive.add(connection)
         self._metrics.connections.set(len(self.connections))
         try:
             yield
         finally:
             del self.connections[session.id]
+            self.keepalive.remove(connection)
             self._metrics.connections.set(len(self.connections))
             self._hub.forget(connection)
             self._sessions.close(session)
@@ -269,6 +292,8 @@ class Listener:
 
 def peer_address(stream: trio.abc.Stream) -> str:
     """The peer's IP address; empty for a stream inside this process."""
+    if isinstance(stream, SocketStream):
+        return stream.peer_address
     if isinstance(stream, trio.SocketStream):
         return str(stream.socket.getpeername()[0])
     return ""

@@ -9,8 +9,6 @@ wait.
 
 from collections import deque
 
-import trio
-
 from persona.service.subscriber import Frame, Joinable
 
 MAX_JOINED_BYTES = 64 * 1024
@@ -18,7 +16,7 @@ MAX_JOINED_BYTES = 64 * 1024
 
 
 class Outbox:
-    """Many producers in the event loop, one consumer task."""
+    """Many producers and one consumer, in the event loop."""
 
     def __init__(self, *, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
@@ -26,8 +24,7 @@ class Outbox:
         self._frames: deque[Frame] = deque()
         # The last frame of each series that waits, by the series' identity.
         self._growing: dict[int, Joinable] = {}
-        self._closed = False
-        self._waiting = trio.lowlevel.ParkingLot()
+        self.is_closed = False
         self.pending_bytes = 0
         self.overflowed = False
         """Whether a frame did not fit, as opposed to one that came after `close`."""
@@ -37,25 +34,24 @@ class Outbox:
 
     def offer(self, frame: Frame) -> bool:
         """Queue `frame`; `False` when it does not fit or the outbox is closed."""
-        if self._closed:
+        if self.is_closed:
             return False
         if not isinstance(frame, bytes) and self._join(frame):
             return True
         size_bytes = _size(frame)
         full = len(self._frames) >= self._max_messages
         if full or (self._frames and self.pending_bytes + size_bytes > self._max_bytes):
-            self._closed = self.overflowed = True
+            self.is_closed = self.overflowed = True
             return False
         self._frames.append(frame)
         if not isinstance(frame, bytes):
             self._growing[id(frame.series)] = frame
         self.pending_bytes += size_bytes
-        self._waiting.unpark()
         return True
 
     def _join(self, frame: Joinable) -> bool:
         earlier = self._growing.get(id(frame.series))
-        if earlier is None or not self._is_half_full():
+        if earlier is None or not self.is_half_full:
             return False
         before_bytes = earlier.size_bytes
         if before_bytes >= MAX_JOINED_BYTES or self.pending_bytes + frame.size_bytes > self._max_bytes:
@@ -64,25 +60,31 @@ class Outbox:
         self.pending_bytes += earlier.size_bytes - before_bytes
         return True
 
-    def _is_half_full(self) -> bool:
+    @property
+    def is_half_full(self) -> bool:
+        """By messages or by bytes."""
         return 2 * len(self._frames) >= self._max_messages or 2 * self.pending_bytes >= self._max_bytes
 
     def close(self) -> None:
         """Take no more; what is queued can still be taken."""
-        self._closed = True
-        self._waiting.unpark_all()
+        self.is_closed = True
 
-    async def take(self) -> bytes | None:
-        """The oldest frame, waiting for one; `None` once closed and empty. Cancelling is safe:
-        no frame is lost."""
-        while not self._frames:
-            if self._closed:
-                return None
-            await self._waiting.park()
-        frame = self._frames.popleft()
-        self.pending_bytes -= _size(frame)
-        if isinstance(frame, bytes):
-            return frame
+    def take(self, max_bytes: int) -> list[bytes]:
+        """The oldest frames, encoded: at least one if there is one, and more up to `max_bytes`."""
+        taken: list[bytes] = []
+        taken_bytes = 0
+        frames = self._frames
+        while frames:
+            size_bytes = _size(frames[0])
+            taken_bytes += size_bytes
+            if taken and taken_bytes > max_bytes:
+                break
+            frame = frames.popleft()
+            self.pending_bytes -= size_bytes
+            taken.append(frame if isinstance(frame, bytes) else self._encode(frame))
+        return taken
+
+    def _encode(self, frame: Joinable) -> bytes:
         if self._growing.get(id(frame.series)) is frame:
             del self._growing[id(frame.series)]
         return frame.encode()

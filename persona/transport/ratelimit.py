@@ -11,6 +11,8 @@ class TokenBucket:
     Times are seconds on any steady clock.
     """
 
+    __slots__ = ("_as_of", "_burst", "_level", "_per_second")
+
     def __init__(self, *, per_minute: float, burst: int, now: float) -> None:
         self._per_second = per_minute / 60
         self._burst = burst

@@ -115,6 +115,7 @@ async def open_house(**sections: dict[str, Any]) -> AsyncIterator[House]:
     sections["limits"] = {"ping_interval_s": 0, **sections.get("limits", {})}
     async with trio.open_nursery() as clients, trio.open_nursery() as nursery:
         house = House(settings_with(**sections), clients)
+        await nursery.start(house.listener.keepalive.run)
         await nursery.start(house.listener.serve, [house.door])
         yield house
         nursery.cancel_scope.cancel()

@@ -1,6 +1,7 @@
 """One client = one nursery, over an engine that the test plays."""
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -13,15 +14,24 @@ from persona.metrics import Metrics
 from persona.rpc.dispatch import Dispatcher, Registry
 from persona.service.sessions import Identity, Sessions
 from persona.transport.connection import Connection, Goodbye
-from persona.transport.engine import BadMessage, PeerGone
+from persona.transport.engine import BadMessage, PeerGone, nobody
+from persona.transport.keepalive import Keepalive
 from tests.rpc.desk import Methods, call, notify
+
+
+class Read(list[Any]):
+    """Frames that came with one read."""
 
 
 class PlayedEngine:
     """Frames the test puts in come out of `receive`; what is sent is kept. `stuck` blocks sends,
     `deaf` never answers pings."""
 
+    sends_at_once = False
+    has_unsent = False
+
     def __init__(self) -> None:
+        self.on_unsent: Callable[[], None] = nobody
         self.put, self._frames = trio.open_memory_channel[Any](1000)
         self.sent: list[Any] = []
         self.pings = 0
@@ -29,17 +39,21 @@ class PlayedEngine:
         self.stuck = False
         self.deaf = False
 
-    async def receive(self) -> str:
+    async def receive(self) -> list[str]:
         frame = await self._frames.receive()
         if isinstance(frame, Exception):
             raise frame
-        return frame if isinstance(frame, str) else json.dumps(frame)
+        frames = frame if isinstance(frame, Read) else [frame]
+        return [each if isinstance(each, str) else json.dumps(each) for each in frames]
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, messages: Sequence[bytes]) -> None:
         if self.stuck:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
-        self.sent.append(json.loads(message))
+        self.sent.extend(json.loads(message) for message in messages)
+
+    def send_nowait(self, messages: Sequence[bytes]) -> None:
+        raise AssertionError("it was said that this cannot be done")
 
     async def ping(self) -> None:
         self.pings += 1
@@ -60,10 +74,16 @@ class Played:
     connection: Connection
     methods: Methods
     metrics: Metrics
+    ping_interval_s: float
     goodbye: Goodbye | None = None
 
     async def run(self) -> None:
-        self.goodbye = await self.connection.run()
+        keepalive = Keepalive(self.ping_interval_s)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(keepalive.run)
+            keepalive.add(self.connection)
+            self.goodbye = await self.connection.run()
+            nursery.cancel_scope.cancel()
 
     def say(self, *frames: Any) -> None:
         for frame in frames:
@@ -83,7 +103,7 @@ def play(**limits: Any) -> Played:
         limits=settings,
         metrics=metrics,
     )
-    return Played(engine, connection, methods, metrics)
+    return Played(engine, connection, methods, metrics, settings.ping_interval_s)
 
 
 async def test_calls_are_answered_in_the_order_they_finish(autojump_clock: MockClock) -> None:
@@ -126,7 +146,7 @@ async def test_workers_come_with_the_work_and_all_but_one_go_with_it(autojump_cl
         await wait_all_tasks_blocked()
         assert tasks() == idle + 8
         await trio.sleep(2)
-        assert tasks() == idle + 1
+        assert tasks() == idle + 2  # the writer came, and stays too
         played.say(*(call("t.sleep", n, seconds=1) for n in range(8)))
         await trio.sleep(2)
         assert len(played.engine.sent) == 16
@@ -253,4 +273,4 @@ async def test_a_bug_leaves_as_it_is() -> None:
     played = play()
     played.say(ZeroDivisionError())
     with pytest.RaisesGroup(ZeroDivisionError):
-        await played.run()
+        await played.connection.run()

@@ -1,12 +1,13 @@
-"""Reading the opening request, refusing it, replaying it."""
+"""Reading the opening request, and refusing it."""
 
 from http import HTTPStatus
 
 import pytest
 import trio
-from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair
 
-from persona.transport.handshake import MAX_HEAD_BYTES, Refused, ReplayStream, read_head, refuse
+from persona.transport.closing import LINGER_S
+from persona.transport.handshake import MAX_HEAD_BYTES, Refused, read_head, refuse
 
 HEAD = (
     b"GET /mcp?x=1 HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\n"
@@ -39,7 +40,7 @@ async def test_what_came_with_the_head_is_kept() -> None:
     await ours.send_all(HEAD + b"\x81\x85first frame")
     head = await read_head(theirs)
     assert head is not None
-    assert head.raw == HEAD + b"\x81\x85first frame"
+    assert (head.raw, head.surplus) == (HEAD, b"\x81\x85first frame")
 
 
 async def test_a_peer_that_says_nothing() -> None:
@@ -100,67 +101,10 @@ async def test_a_refused_peer_that_goes_on_sending_is_not_listened_to_for_long(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(babble)
         await refuse(theirs, Refused(HTTPStatus.NOT_FOUND, "path", "No."))
-        assert trio.current_time() == pytest.approx(1.0)
+        assert trio.current_time() == pytest.approx(LINGER_S)
 
 
 async def test_refusing_a_peer_that_has_gone_is_no_error() -> None:
     ours, theirs = memory_stream_pair()
     await ours.aclose()
     await refuse(theirs, Refused(HTTPStatus.NOT_FOUND, "path", "No."))
-
-
-async def test_replay_gives_the_bytes_again_then_the_stream() -> None:
-    ours, theirs = memory_stream_pair()
-    stream = ReplayStream(theirs, b"abcdef")
-    assert await stream.receive_some(4) == b"abcd"
-    assert await stream.receive_some() == b"ef"
-    await ours.send_all(b"live")
-    assert await stream.receive_some() == b"live"
-    await stream.send_all(b"back")
-    await stream.wait_send_all_might_not_block()
-    await stream.send_eof()
-    assert await ours.receive_some() == b"back"
-    assert await ours.receive_some() == b""
-    await stream.aclose()
-
-
-async def test_the_reading_can_be_taken_over_from_a_reader_that_waits() -> None:
-    ours, theirs = memory_stream_pair()
-    stream = ReplayStream(theirs, b"")
-    got: list[bytes | bytearray] = []
-
-    async def reader() -> None:
-        while data := await stream.receive_some(100):
-            got.append(data)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reader)
-        await ours.send_all(b"for the reader")
-        await wait_all_tasks_blocked()
-        await stream.take_over()
-        await ours.send_all(b"for us")
-        assert await theirs.receive_some() == b"for us"
-    assert got == [b"for the reader"]
-    assert await stream.receive_some() == b""
-
-
-async def test_a_reader_that_is_cancelled_is_not_told_that_the_stream_ended() -> None:
-    _ours, theirs = memory_stream_pair()
-    stream = ReplayStream(theirs, b"")
-    with trio.move_on_after(0.01) as scope:
-        await stream.receive_some()
-    assert scope.cancelled_caught
-
-
-async def test_only_a_send_that_did_not_end_cuts_the_stream_off(autojump_clock: MockClock) -> None:
-    ours, theirs = lockstep_stream_pair()
-    lent = ReplayStream(theirs, b"")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(lent.send_all, b"whole")
-        await wait_all_tasks_blocked()
-        assert not lent.is_cut_off  # it is only under way
-        assert await ours.receive_some() == b"whole"
-    assert not lent.is_cut_off
-    with trio.move_on_after(1):
-        await lent.send_all(b"half")
-    assert lent.is_cut_off

@@ -1,0 +1,38 @@
+"""Last words: a close frame written by hand, and a moment for the peer to read what was sent.
+
+Closing a socket with unread bytes in it resets the connection, which may take our last words with it.
+"""
+
+import trio
+from websockets.frames import Close, Frame, Opcode
+
+LINGER_S = 0.5
+"""How long a peer may take to read our last words before the socket is closed on it. Its place is taken
+meanwhile, and a place that frees is to be had within a second."""
+LINGER_BYTES = 64 * 1024
+"""How much it may still send meanwhile."""
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """A server's close frame. `reason` has at most 123 bytes."""
+    return Frame(Opcode.CLOSE, Close(code, reason).serialize()).serialize(mask=False)
+
+
+async def say_goodbye(stream: trio.abc.Stream, last_words: bytes) -> None:
+    """Send `last_words` and `linger`. No error when the peer has gone; the stream is left open. The caller
+    bounds the send."""
+    try:
+        await stream.send_all(last_words)
+        await linger(stream)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+
+
+async def linger(stream: trio.abc.Stream) -> None:
+    """Say that no more comes, and read on for a moment."""
+    with trio.move_on_after(LINGER_S):
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            await stream.send_eof()
+        left = LINGER_BYTES
+        while left > 0 and (data := await stream.receive_some(left)):
+            left -= len(data)

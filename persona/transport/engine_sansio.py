@@ -1,0 +1,284 @@
+"""The fast engine: `websockets`' sans-I/O protocol, straight on the stream.
+
+What it does not do is what makes it fast: there is no second task, no channel and no lock between the
+socket and the reader. `ServerProtocol` parses; frames that go out are made here, for a server's are not
+masked and a header is two to ten bytes.
+"""
+
+import struct
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import trio
+from websockets.datastructures import Headers
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from persona.transport.closing import LINGER_BYTES, close_frame, linger
+from persona.transport.engine import (
+    BadMessage,
+    EngineOptions,
+    PeerGone,
+    bad_framing,
+    bad_text,
+    binary,
+    brings_no_message,
+    flooded,
+    nobody,
+    too_big,
+)
+from persona.transport.handshake import Refused, RequestHead
+from persona.transport.ratelimit import TokenBucket
+from persona.transport.sockets import READ_BYTES, SocketStream
+
+PARSE_BYTES = 4096
+"""Parsed at a time. A read may bring ten thousand of the smallest frames, and everybody else would wait
+for all of them; 4 KiB hold at most 700."""
+MAX_PONG_BYTES = 64 * 1024
+"""Pongs that wait to be sent. Whoever pings faster than it reads goes without some, as the RFC allows."""
+
+
+class TextFramer:
+    """Makes frames of text messages. A message that is sent to many, one after the other, is framed once."""
+
+    def __init__(self) -> None:
+        self._message: bytes | None = None
+        self._frame = b""
+
+    def frame(self, message: bytes) -> bytes:
+        """The whole frame around `message`."""
+        if message is not self._message:
+            self._message, self._frame = message, _text_header(len(message)) + message
+        return self._frame
+
+
+class SansioEngine:
+    """`websockets`' protocol behind the `Engine` interface."""
+
+    def __init__(
+        self, stream: trio.abc.Stream, surplus: bytes, framer: TextFramer, options: EngineOptions
+    ) -> None:
+        self.on_unsent = nobody
+        self._stream = stream
+        self._socket = stream if isinstance(stream, SocketStream) else None
+        self._framer = framer
+        self._max_bytes = options.max_message_bytes
+        self._protocol = ServerProtocol(state=State.OPEN, max_size=options.max_message_bytes)
+        self._control = TokenBucket(
+            per_minute=options.control_rate_per_minute,
+            burst=options.control_rate_burst,
+            now=trio.current_time(),
+        )
+        self._unparsed: bytes | bytearray = surplus
+        self._fragments: list[bytes] = []
+        self._unsent = b""
+        self._ending: PeerGone | BadMessage | None = None
+        """What `receive` raises once it has given the messages before it."""
+        self._farewell: bytes | None = None
+        """The answer to the peer's close frame."""
+        self._is_cut_off = False
+        self._ping: trio.Event | None = None
+
+    @property
+    def sends_at_once(self) -> bool:
+        return self._socket is not None
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    async def receive(self) -> Sequence[str]:
+        while self._ending is None:
+            if not self._unparsed:
+                self._unparsed = await self._read()
+            else:
+                await trio.lowlevel.checkpoint()
+            messages = self._parse_some()
+            if messages:
+                return messages
+        raise self._ending
+
+    async def _read(self) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(READ_BYTES)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            data = b""
+        if not data:
+            self._is_cut_off = True
+            raise PeerGone(1006)
+        return data
+
+    def _parse_some(self) -> list[str]:
+        data = self._unparsed
+        if len(data) > PARSE_BYTES:
+            data, self._unparsed = data[:PARSE_BYTES], data[PARSE_BYTES:]
+        else:
+            self._unparsed = b""
+        protocol = self._protocol
+        protocol.receive_data(data)
+        messages: list[str] = []
+        try:
+            for frame in protocol.events_received():
+                assert isinstance(frame, Frame)
+                self._take(frame, messages)
+            if protocol.parser_exc is not None:
+                raise self._fault(protocol.parser_exc)
+        except (PeerGone, BadMessage) as exc:
+            self._ending = exc
+        if answers := protocol.data_to_send():
+            self._keep(b"".join(answers))
+        return messages
+
+    def _take(self, frame: Frame, messages: list[str]) -> None:
+        opcode = frame.opcode
+        if brings_no_message(opcode=opcode, is_final=frame.fin) and self._control.take(trio.current_time()):
+            raise flooded()
+        if opcode is Opcode.TEXT or opcode is Opcode.CONT:
+            if not frame.fin or self._fragments:
+                self._fragments.append(bytes(frame.data))
+            if frame.fin:
+                messages.append(self._text(frame))
+        elif opcode is Opcode.BINARY:
+            raise binary()
+        elif opcode is Opcode.PONG:
+            # A late answer to an earlier ping shows that the peer lives just as well.
+            if self._ping is not None:
+                self._ping.set()
+        elif opcode is Opcode.CLOSE:
+            received = self._protocol.close_rcvd
+            raise PeerGone(1005 if received is None else received.code)
+
+    def _text(self, last: Frame) -> str:
+        data: bytes | bytearray | memoryview = last.data
+        if self._fragments:
+            data = b"".join(self._fragments)
+            self._fragments.clear()
+        try:
+            return str(data, "utf-8")
+        except UnicodeDecodeError:
+            raise bad_text() from None
+
+    def _fault(self, exc: Exception) -> BadMessage:
+        if isinstance(exc, PayloadTooBig):
+            return too_big(self._max_bytes)
+        return bad_text() if isinstance(exc, UnicodeDecodeError) else bad_framing()
+
+    def _keep(self, answers: bytes) -> None:
+        """What the protocol says by itself: pongs, or the answer to a close."""
+        if isinstance(self._ending, PeerGone):
+            self._farewell = answers
+        elif self._ending is None and len(self._unsent) < MAX_PONG_BYTES:
+            self._unsent += answers
+            self.on_unsent()
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        data, self._unsent = self._unsent + self._framed(messages), b""
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._is_cut_off = True
+            raise PeerGone(1006) from None
+        except BaseException:
+            self._is_cut_off = True
+            raise
+
+    def send_nowait(self, messages: Sequence[bytes]) -> None:
+        assert self._socket is not None
+        data = self._framed(messages)
+        if self._unsent:
+            data = self._unsent + data
+        try:
+            sent = self._socket.send_nowait(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._is_cut_off = True
+            raise PeerGone(1006) from None
+        self._unsent = data[sent:]
+
+    def _framed(self, messages: Sequence[bytes]) -> bytes:
+        if len(messages) == 1:
+            return self._framer.frame(messages[0])
+        parts = []
+        for message in messages:
+            parts.append(_text_header(len(message)))
+            parts.append(message)
+        return b"".join(parts)
+
+    async def ping(self) -> None:
+        self._ping = trio.Event()
+        self._unsent += Frame(Opcode.PING, b"").serialize(mask=False)
+        self.on_unsent()
+        await self._ping.wait()
+
+    async def aclose(self, code: int, reason: str) -> None:
+        try:
+            if self._is_cut_off:
+                return
+            farewell = close_frame(code, reason) if self._farewell is None else self._farewell
+            await self._stream.send_all(self._unsent + farewell)
+            if self._ending is None:
+                await self._wait_for_close()
+            elif isinstance(self._ending, BadMessage):
+                await linger(self._stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await self.abort()
+
+    async def _wait_for_close(self) -> None:
+        """Read to the peer's goodbye, which cannot be far."""
+        left = LINGER_BYTES
+        while self._protocol.close_rcvd is None and self._protocol.parser_exc is None and left > 0:
+            data = self._unparsed or await self._stream.receive_some(left)
+            if not data:
+                return
+            self._unparsed = b""
+            left -= len(data)
+            self._protocol.receive_data(data)
+            self._protocol.events_received()
+
+    async def abort(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+class AcceptSansio:
+    """`AcceptEngine` for one server."""
+
+    def __init__(self) -> None:
+        self._framer = TextFramer()
+
+    async def __call__(
+        self,
+        nursery: trio.Nursery,
+        stream: trio.abc.Stream,
+        head: RequestHead,
+        *,
+        subprotocol: str | None,
+        options: EngineOptions,
+    ) -> SansioEngine:
+        """Answer the opening request, which admission has checked."""
+        await stream.send_all(_accepted(head, subprotocol))
+        return SansioEngine(stream, head.surplus, self._framer, options)
+
+
+def _accepted(head: RequestHead, subprotocol: str | None) -> bytes:
+    """The 101. The protocol that makes it would then wait for frames after a request of its own reading,
+    so the connection gets another one."""
+    handshake = ServerProtocol()
+    response = handshake.accept(Request(head.target, Headers(head.headers)))
+    if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+        raise Refused(HTTPStatus.BAD_REQUEST, "bad_request", "This is no WebSocket handshake.")
+    if subprotocol is not None:
+        response.headers["Sec-WebSocket-Protocol"] = subprotocol
+    return response.serialize()
+
+
+def _text_header(size_bytes: int) -> bytes:
+    """RFC 6455, section 5.2: a final text frame, not masked."""
+    if size_bytes < 126:
+        return struct.pack("!BB", 0x81, size_bytes)
+    if size_bytes < 65536:
+        return struct.pack("!BBH", 0x81, 126, size_bytes)
+    return struct.pack("!BBQ", 0x81, 127, size_bytes)

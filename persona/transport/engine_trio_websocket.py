@@ -1,0 +1,205 @@
+"""The trio-websocket engine. Only its public API is used.
+
+trio-websocket owns a reader task, reads and answers frames out of sight, and drops the connection
+without a word where it meets broken ones. So it is not given the stream itself but a `LentStream`: that
+one looks at each frame's header first, and when trio-websocket closes it, the socket stays open for the
+close frame that the peer should have had.
+"""
+
+from collections.abc import Sequence
+
+import trio
+import trio_websocket
+from wsproto.utilities import LocalProtocolError
+
+from persona.transport.closing import LINGER_BYTES, close_frame, say_goodbye
+from persona.transport.engine import (
+    BadMessage,
+    EngineOptions,
+    PeerGone,
+    bad_framing,
+    bad_text,
+    binary,
+    nobody,
+)
+from persona.transport.framescan import FrameScanner
+from persona.transport.handshake import RequestHead
+
+RECEIVE_BUFFER_BYTES = 64 * 1024
+"""trio-websocket reads 4 KiB at a time by default: many system calls for one large message."""
+MESSAGE_QUEUE = 1
+"""While a message waits here trio-websocket reads nothing, pongs neither; ours is emptied at once."""
+
+_FIN_CLOSE = 0x88
+_OUR_MISTAKE = {1002: bad_framing, 1007: bad_text}
+"""Codes that trio-websocket finds but does not tell the peer."""
+
+
+class LentStream(trio.abc.HalfCloseableStream):
+    """A stream as trio-websocket sees it: the opening request again, then what `stream` brings. Closing
+    it leaves `stream` open."""
+
+    def __init__(self, stream: trio.abc.Stream, head: RequestHead, scanner: FrameScanner) -> None:
+        self._stream = stream
+        self._replay = head.raw
+        self._scanner = scanner
+        if head.surplus:
+            # What came with the request is frames already.
+            allowed = scanner.scan(head.surplus)
+            self._replay += head.surplus[:allowed]
+        self._left_bytes: int | None = None
+        self._is_closed = False
+        self.has_ended = False
+        """Whether the peer's end was seen, or the stream broke."""
+        self.is_cut_off = False
+        """Whether a send was cut, so that half a frame may be on the wire."""
+        self.sent_close = False
+
+    def limit(self, size_bytes: int) -> None:
+        """Let only so much more in, then feign the end: a closing handshake needs one small frame."""
+        self._left_bytes = size_bytes
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        # trio-websocket sends a frame at a time.
+        self.sent_close = self.sent_close or data[:1] == bytes([_FIN_CLOSE])
+        try:
+            await self._stream.send_all(data)
+        except BaseException:
+            self.is_cut_off = True
+            raise
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self._is_closed:
+            await trio.lowlevel.checkpoint()
+            raise trio.ClosedResourceError
+        if self._replay:
+            await trio.lowlevel.checkpoint()
+            size = len(self._replay) if max_bytes is None else max_bytes
+            replayed, self._replay = self._replay[:size], self._replay[size:]
+            return replayed
+        if self._scanner.verdict is not None or self._left_bytes == 0:
+            await trio.lowlevel.checkpoint()
+            return b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.has_ended = True
+            raise
+        if not data:
+            self.has_ended = True
+        if self._left_bytes is not None:
+            data = data[: self._left_bytes]
+            self._left_bytes -= len(data)
+        allowed = self._scanner.scan(data)
+        return data if allowed == len(data) else data[:allowed]
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        await trio.lowlevel.checkpoint()
+
+
+class TrioWebsocketEngine:
+    """trio-websocket behind the `Engine` interface."""
+
+    def __init__(
+        self,
+        connection: trio_websocket.WebSocketConnection,
+        stream: trio.abc.Stream,
+        lent: LentStream,
+        scanner: FrameScanner,
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._lent = lent
+        self._scanner = scanner
+        self.on_unsent = nobody
+        self.sends_at_once = False
+        self.has_unsent = False
+
+    @classmethod
+    async def accept(
+        cls,
+        nursery: trio.Nursery,
+        stream: trio.abc.Stream,
+        head: RequestHead,
+        *,
+        subprotocol: str | None,
+        options: EngineOptions,
+    ) -> "TrioWebsocketEngine":
+        """See `AcceptEngine`. The reader task lives in `nursery`."""
+        scanner = FrameScanner(options, trio.current_time)
+        lent = LentStream(stream, head, scanner)
+        request = await trio_websocket.wrap_server_stream(
+            nursery,
+            lent,
+            # Counted in characters for text, and there are no more of these than bytes: the scanner
+            # has refused before this bound is met.
+            max_message_size=options.max_message_bytes,
+            message_queue_size=MESSAGE_QUEUE,
+            receive_buffer_size=RECEIVE_BUFFER_BYTES,
+        )
+        connection = await request.accept(subprotocol=subprotocol)
+        return cls(connection, stream, lent, scanner)
+
+    async def receive(self) -> Sequence[str]:
+        try:
+            message = await self._connection.get_message()
+        except trio_websocket.ConnectionClosed as exc:
+            raise self._ending(exc) from None
+        if isinstance(message, bytes):
+            raise binary()
+        return (message,)
+
+    def _ending(self, closed: trio_websocket.ConnectionClosed) -> PeerGone | BadMessage:
+        if self._scanner.verdict is not None:
+            return self._scanner.verdict
+        code = _code(closed)
+        if code in _OUR_MISTAKE and not self._lent.sent_close:
+            return _OUR_MISTAKE[code]()
+        return PeerGone(code)
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        try:
+            for message in messages:
+                await self._connection.send_message(message.decode())
+        except trio_websocket.ConnectionClosed as exc:
+            raise PeerGone(_code(exc)) from None
+
+    def send_nowait(self, messages: Sequence[bytes]) -> None:
+        raise NotImplementedError("trio-websocket sends as it can")
+
+    async def ping(self) -> None:
+        try:
+            await self._connection.ping()
+        except trio_websocket.ConnectionClosed as exc:
+            raise PeerGone(_code(exc)) from None
+
+    async def aclose(self, code: int, reason: str) -> None:
+        lent = self._lent
+        try:
+            if lent.is_cut_off or lent.has_ended:
+                return
+            if self._connection.closed is None:
+                lent.limit(LINGER_BYTES)
+                await self._connection.aclose(code, reason)
+            elif not lent.sent_close:
+                # trio-websocket has closed without a word.
+                await say_goodbye(self._stream, close_frame(code, reason))
+        except LocalProtocolError:
+            # The peer's close arrived while ours was being made; wsproto calls that our mistake.
+            pass
+        finally:
+            await self.abort()
+
+    async def abort(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+def _code(closed: trio_websocket.ConnectionClosed) -> int:
+    return 1006 if closed.reason is None else closed.reason.code
