@@ -48,6 +48,10 @@ class Metrics:
         self.loop_lag_seconds = gauge("loop_lag_seconds", "How late the monitor woke last.")
         self.shed = counter("connections_shed_total", "Connections shed to save memory.", "choice")
 
+    def of_requests(self, method: str, outcome: str) -> tuple[Counter, Histogram]:
+        """What counts the calls of `method` that end so, and what takes their times."""
+        return self.requests.labels(method, outcome), self.request_seconds.labels(method)
+
     def value(self, name: str, **labels: str) -> float:
         """One sample's value, 0 where it was never touched; for `system.status` and tests."""
         return self.registry.get_sample_value(f"persona_{name}", labels) or 0.0

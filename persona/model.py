@@ -16,7 +16,7 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout", "error", "disco
 def isoformat(time_s: float) -> str:
     """ISO 8601 in UTC with milliseconds and `Z`: `2026-01-31T12:00:00.000Z`."""
     moment = datetime.fromtimestamp(time_s, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 class Priority(enum.StrEnum):

@@ -12,6 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import attrs
 import trio
+from prometheus_client import Counter, Histogram
 
 from persona.config import LimitSettings
 from persona.errors import (
@@ -162,6 +163,8 @@ class Dispatcher:
         self._limits = limits
         self._metrics = metrics
         self._pool = trio.CapacityLimiter(limits.handler_pool_size)
+        # To look a figure up by its labels costs more than to count. Bounded as the labels are.
+        self._figures: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self.draining = False
 
     def accept(
@@ -173,15 +176,15 @@ class Dispatcher:
         nothing to do and nothing to say.
         """
         match message:
+            case jsonrpc.Request() | jsonrpc.Notification():
+                found = self._registry.find(message.method)
+                if found is not None and found[0].inline:
+                    return self._answer(session, message, subscriber)
             case jsonrpc.Dropped():
                 self._metrics.dropped_responses.inc(message.count)
                 return None
             case jsonrpc.Invalid():
                 return self._refuse(message.id, message.error)
-            case jsonrpc.Request() | jsonrpc.Notification():
-                found = self._registry.find(message.method)
-                if found is not None and found[0].inline:
-                    return self._answer(session, message, subscriber)
         if session.frames_in_flight >= self._limits.max_in_flight:
             error = Overloaded("too many requests are in flight on this connection", retry_after_s=1.0)
             return self.refuse(message, error)
@@ -302,8 +305,13 @@ class Dispatcher:
         return error.reason, self._refuse(request_id, error)
 
     def _count(self, label: str, outcome: str, started: float) -> None:
-        self._metrics.requests.labels(label, outcome).inc()
-        self._metrics.request_seconds.labels(label).observe(time.perf_counter() - started)
+        figures = self._figures.get((label, outcome))
+        if figures is None:
+            figures = self._metrics.of_requests(label, outcome)
+            self._figures[label, outcome] = figures
+        count, seconds = figures
+        count.inc()
+        seconds.observe(time.perf_counter() - started)
 
     def _find(self, session: Session, name: str, *, in_batch: bool) -> tuple[MethodSpec, Handler]:
         found = self._registry.find(name)

@@ -87,6 +87,8 @@ class Connection:
         self._writer: trio.lowlevel.ParkingLot | None = None
         # Set for the reader when the client has taken enough to be read from again.
         self._caught_up: trio.Event | None = None
+        self.is_leaving = False
+        """Whether its end was decided."""
         self.goodbye = Goodbye(1000, "", "client")
         engine.on_unsent = self._flush
 
@@ -95,11 +97,6 @@ class Connection:
         """Bytes waiting to be sent."""
         return self._outbox.pending_bytes
 
-    @property
-    def is_leaving(self) -> bool:
-        """Whether its end was decided."""
-        return self._nursery is not None and self._nursery.cancel_scope.cancel_called
-
     async def run(self) -> Goodbye:
         """Serve the client until one side ends it; how it ended. The engine is left open, unless
         it broke."""
@@ -107,6 +104,7 @@ class Connection:
             self._nursery = nursery
             self._flush()
             await self._read(nursery)
+            self.is_leaving = True
             nursery.cancel_scope.cancel()
         return self.goodbye
 
@@ -124,6 +122,7 @@ class Connection:
         """End the connection now; the first reason given stays."""
         if self._nursery is not None and not self.is_leaving:
             self.goodbye = goodbye
+            self.is_leaving = True
             self._nursery.cancel_scope.cancel()
 
     def finish(self, goodbye: Goodbye) -> None:
@@ -225,20 +224,26 @@ class Connection:
             return
         if self._is_corked and not self._outbox.is_half_full:
             return
-        if self._engine.sends_at_once:
-            try:
-                while not self._engine.has_unsent and (messages := self._outbox.take(WRITE_BYTES)):
-                    self._engine.send_nowait(messages)
-                if self._engine.has_unsent:
-                    self._engine.send_nowait(())
-            except PeerGone:
-                self.cut(Goodbye(1000, "", "lost"))
-                return
+        if self._engine.sends_at_once and not self._send_at_once():
+            return
         if self._outbox or self._engine.has_unsent:
             self._wake_writer(self._nursery)
         elif self._outbox.is_closed:
             # `finish` was called, or the outbox overflowed and `cut` did the rest.
             self.cut(self.goodbye)
+
+    def _send_at_once(self) -> bool:
+        """Send as much as the socket takes; `False` when that was the end."""
+        engine, outbox = self._engine, self._outbox
+        try:
+            if engine.has_unsent:
+                engine.send_nowait(())
+            while outbox and not engine.has_unsent:
+                engine.send_nowait(outbox.take(WRITE_BYTES))
+        except PeerGone:
+            self.cut(Goodbye(1000, "", "lost"))
+            return False
+        return True
 
     def _wake_writer(self, nursery: trio.Nursery) -> None:
         self._is_writing = True

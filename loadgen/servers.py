@@ -1,0 +1,115 @@
+"""Servers in processes of their own: ours with either engine, and the peers.
+
+Each is held to one core, and whoever drives it moves to the others.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import psutil
+
+OURS = ("sansio", "trio-websocket")
+PEERS = {
+    "aiohttp": "loadgen.peers.aiohttp_peer",
+    "uvicorn": "loadgen.peers.uvicorn_peer",
+    "trio-websocket echo": "loadgen.peers.trio_websocket_peer",
+}
+START_TIMEOUT_S = 30.0
+UNLIMITED = {
+    "PERSONA_LIMITS_RATE_LIMIT_PER_MINUTE": "0",
+    "PERSONA_LIMITS_MAX_CONNECTIONS": "10000",
+}
+"""What a client would meet that asks as fast as it can."""
+
+
+@attrs.frozen
+class ServerProcess:
+    """A running server."""
+
+    name: str
+    url: str
+    _process: psutil.Process
+
+    def cpu_s(self) -> float:
+        """Processor time used so far."""
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+    def resident_bytes(self) -> int:
+        """Resident set size."""
+        return int(self._process.memory_info().rss)
+
+
+@contextmanager
+def _on_the_first_core() -> Iterator[None]:
+    """What is started meanwhile is held to one core; afterwards this process has the others."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    server_core = min(before)
+    os.sched_setaffinity(0, {server_core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before - {server_core} or before)
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Undo, at the end, what `running` does to this process."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    try:
+        yield
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
+
+
+def _command(name: str, database: Path) -> list[str]:
+    if name in OURS:
+        return [
+            *(sys.executable, "-m", "persona", "serve", "--port", "0", "--engine", name),
+            *("--db", str(database), "--llm", "scripted", "--log-level", "error"),
+        ]
+    return [sys.executable, "-m", PEERS[name], "0"]
+
+
+@contextmanager
+def running(name: str) -> Iterator[ServerProcess]:
+    """One of `OURS` or `PEERS` on a free port. Raises `RuntimeError` when it does not start."""
+    with all_cores(), tempfile.TemporaryDirectory() as folder:
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("PERSONA_")}
+        with _on_the_first_core():
+            process = subprocess.Popen(  # noqa: S603 - our own modules
+                _command(name, Path(folder) / "bench.db"),
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**environ, **UNLIMITED},
+            )
+        try:
+            yield ServerProcess(name, _url(process, name), psutil.Process(process.pid))
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def _url(process: "subprocess.Popen[str]", name: str) -> str:
+    assert process.stdout is not None
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        line = process.stdout.readline()
+        if not line:
+            break
+        if "listening on " in line:
+            return line.split("listening on ")[1].strip()
+    raise RuntimeError(f"{name} did not start; are the packages of the extra `peers` installed?")

@@ -1,0 +1,235 @@
+"""A WebSocket client that costs next to nothing, to drive servers that are fast.
+
+Many connections on one epoll set, without an event loop library: the work a message makes here is one
+`recv`, one `send`, a few bytes of framing and one `orjson.loads`. Every answer is read and checked.
+Frames are masked with a key of zeros, which is a mask like any other to the server.
+"""
+
+import base64
+import os
+import select
+import socket
+import struct
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+import orjson
+
+
+SILENCE_S = 10.0
+
+
+class WrongAnswer(Exception):
+    """The server closed, or said what it should not have."""
+
+
+@attrs.define(eq=False)
+class WireConnection:
+    """One open WebSocket. `send_nowait` and `receive_nowait` never block."""
+
+    sock: socket.socket
+    _buffer: bytes = b""
+    asked: int = 0
+    answered: int = 0
+    asked_at: float = 0.0
+
+    @classmethod
+    def open(cls, url: str) -> "WireConnection":
+        """Connect and upgrade. Raises `WrongAnswer` when it is refused."""
+        parts = urlsplit(url)
+        sock = socket.create_connection((parts.hostname, parts.port), timeout=30)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        key = base64.b64encode(os.urandom(16)).decode()
+        sock.sendall(
+            f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = sock.recv(65536)
+            if not data:
+                break
+            head += data
+        if not head.startswith(b"HTTP/1.1 101"):
+            raise WrongAnswer(head.partition(b"\r\n")[0].decode("ascii", "replace"))
+        sock.setblocking(False)
+        return cls(sock, head.partition(b"\r\n\r\n")[2])
+
+    def fileno(self) -> int:
+        """For epoll."""
+        return self.sock.fileno()
+
+    def send(self, data: bytes) -> None:
+        """Send all of `data`. What is asked at once is small, so the kernel takes it."""
+        if self.sock.send(data) != len(data):
+            raise WrongAnswer("the server does not read")
+
+    def receive(self) -> Iterator[Any]:
+        """The messages that are there, decoded; pings are answered."""
+        try:
+            data = self.sock.recv(262_144)
+        except BlockingIOError:
+            return
+        if not data:
+            raise WrongAnswer("the server closed the connection")
+        buffer = self._buffer + data if self._buffer else data
+        start = 0
+        while (frame := _frame(buffer, start)) is not None:
+            opcode, payload, start = frame
+            if opcode == 0x9:
+                self.send(struct.pack("!BBI", 0x8A, 0x80 | len(payload), 0) + payload)
+            elif opcode == 0x1:
+                yield orjson.loads(payload)
+            else:
+                raise WrongAnswer(f"a frame of kind {opcode}")
+        self._buffer = buffer[start:]
+
+    def call(self, method: str, params: dict[str, Any]) -> Any:
+        """One request and its result, waiting for it."""
+        self.sock.setblocking(True)
+        self.send(request_frame(-1, method, params))
+        while True:
+            for message in self.receive():
+                if message.get("id") == -1:
+                    self.sock.setblocking(False)
+                    if "result" not in message:
+                        raise WrongAnswer(str(message))
+                    return message["result"]
+
+
+def _frame(buffer: bytes, start: int) -> tuple[int, bytes, int] | None:
+    """Opcode, payload and the end of the frame at `start`; `None` when it is not all there."""
+    there = len(buffer) - start
+    if there < 2:
+        return None
+    length, body = buffer[start + 1], start + 2
+    if length == 126:
+        if there < 4:
+            return None
+        length, body = struct.unpack_from("!H", buffer, body)[0], start + 4
+    elif length == 127:
+        if there < 10:
+            return None
+        length, body = struct.unpack_from("!Q", buffer, body)[0], start + 10
+    end = body + length
+    if end > len(buffer):
+        return None
+    return buffer[start] & 0x0F, buffer[body:end], end
+
+
+def request_frame(request_id: int, method: str, params: dict[str, Any]) -> bytes:
+    """A masked text frame with one request."""
+    text = orjson.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+    if len(text) < 126:
+        return struct.pack("!BBI", 0x81, 0x80 | len(text), 0) + text
+    return struct.pack("!BBHI", 0x81, 0xFE, len(text), 0) + text
+
+
+@contextmanager
+def connected(url: str, count: int) -> Iterator[list[WireConnection]]:
+    """So many open connections."""
+    connections: list[WireConnection] = []
+    try:
+        for _ in range(count):
+            connections.append(WireConnection.open(url))  # noqa: PERF401 - those open are closed
+        yield connections
+    finally:
+        for connection in connections:
+            connection.sock.close()
+
+
+def _poll(epoll: select.epoll) -> list[tuple[int, int]]:
+    """What is ready. Never sleeps: to wake a sleeping client costs a server several microseconds a
+    message, and only a server slow enough to let it sleep would pay."""
+    end = time.perf_counter() + SILENCE_S
+    while not (events := epoll.poll(0)):
+        if time.perf_counter() > end:
+            raise WrongAnswer(f"no answer for {SILENCE_S} s")
+    return events
+
+
+PADDING = "x" * 40
+"""Makes a ping about 120 bytes, like a short chat line."""
+
+
+def ping_loop(
+    connections: list[WireConnection], *, seconds: float, in_flight: int = 1, is_echo: bool = False
+) -> "array[float]":
+    """Closed loop: each connection has `in_flight` pings under way, and asks anew when all are answered.
+
+    The latencies of the rounds, in seconds. Raises `WrongAnswer`. With `is_echo` the requests themselves
+    have to come back.
+    """
+    latencies = array("d")
+    epoll = select.epoll()
+    by_fd = {connection.fileno(): connection for connection in connections}
+
+    def ask(connection: WireConnection) -> None:
+        first = connection.asked
+        connection.asked += in_flight
+        frames = [
+            request_frame(n, "system.ping", {"payload": f"{n}-{PADDING}"})
+            for n in range(first, first + in_flight)
+        ]
+        connection.asked_at = time.perf_counter()
+        connection.send(b"".join(frames))
+
+    for fd, connection in by_fd.items():
+        epoll.register(fd, select.EPOLLIN)
+        ask(connection)
+    end = time.perf_counter() + seconds
+    waiting = len(connections)
+    while waiting:
+        events = _poll(epoll)
+        for fd, _ in events:
+            connection = by_fd[fd]
+            for message in connection.receive():
+                n = connection.answered
+                payload = message["params" if is_echo else "result"]["payload"]
+                if message["id"] != n or not payload.startswith(f"{n}-"):
+                    raise WrongAnswer(str(message))
+                connection.answered += 1
+            if connection.answered == connection.asked:
+                now = time.perf_counter()
+                latencies.append(now - connection.asked_at)
+                if now < end:
+                    ask(connection)
+                else:
+                    waiting -= 1
+    epoll.close()
+    return latencies
+
+
+def broadcast(connections: list[WireConnection], *, size_bytes: int, rounds: int) -> "array[float]":
+    """One connection publishes to all others: the seconds until the last has it, for each round."""
+    publisher, *subscribers = connections
+    topic = "bench"
+    for subscriber in subscribers:
+        subscriber.call("events.subscribe", {"topics": [topic]})
+    epoll = select.epoll()
+    by_fd = {connection.fileno(): connection for connection in connections}
+    for fd in by_fd:
+        epoll.register(fd, select.EPOLLIN)
+    times = array("d")
+    for n in range(rounds):
+        data = f"{n}-" + "x" * size_bytes
+        started = time.perf_counter()
+        publisher.send(request_frame(n, "system.broadcast", {"topic": topic, "type": "bench", "data": data}))
+        left = len(connections)
+        while left:
+            events = _poll(epoll)
+            for fd, _ in events:
+                for message in by_fd[fd].receive():
+                    if "id" not in message and message["params"]["data"] != data:
+                        raise WrongAnswer(str(message))
+                    if "id" in message and message["result"]["delivered"] != len(subscribers):
+                        raise WrongAnswer(str(message))
+                    left -= 1
+        times.append(time.perf_counter() - started)
+    epoll.close()
+    return times
