@@ -150,15 +150,18 @@ def main(rounds: int, seconds: float, only: str, servers: Sequence[str]) -> None
     for scenario in scenarios():
         if only not in scenario.name:
             continue
-        if servers:
-            chosen = tuple(name for name in scenario.servers if name in servers)
-            scenario = attrs.evolve(scenario, servers=chosen, marks=())
+        chosen = _only(scenario, servers) if servers else scenario
         try:
-            figures = run(scenario, rounds=rounds, seconds=seconds)
+            figures = run(chosen, rounds=rounds, seconds=seconds)
         except (WrongAnswer, RuntimeError) as exc:
             raise click.ClickException(f"{scenario.name}: {exc}") from None
-        for line in lines(scenario, figures):
+        for line in lines(chosen, figures):
             click.echo(line)
+
+
+def _only(scenario: Scenario, servers: Sequence[str]) -> Scenario:
+    chosen = tuple(name for name in scenario.servers if name in servers)
+    return attrs.evolve(scenario, servers=chosen, marks=())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Times are `float` seconds since the epoch (UTC); `isoformat` turns one into the 
 
 import enum
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import attrs
@@ -15,8 +16,14 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout", "error", "disco
 
 def isoformat(time_s: float) -> str:
     """ISO 8601 in UTC with milliseconds and `Z`: `2026-01-31T12:00:00.000Z`."""
-    moment = datetime.fromtimestamp(time_s, UTC)
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    seconds, microseconds = divmod(round(time_s * 1e6), 1_000_000)
+    return f"{_second(seconds)}.{microseconds // 1000:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    # Nearly every time that is written is of this second: the events and answers of one moment.
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class Priority(enum.StrEnum):

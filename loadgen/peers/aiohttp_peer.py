@@ -5,7 +5,7 @@ import sys
 
 from aiohttp import WSMsgType, web
 
-from loadgen.peers.answer import answer
+from loadgen.peers.answer import announce, answer
 
 
 async def main(port: int) -> None:
@@ -39,7 +39,7 @@ async def main(port: int) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
     address = runner.addresses[0]
-    print(f"listening on ws://127.0.0.1:{address[1]}/mcp", flush=True)
+    announce(address[1])
     await asyncio.Event().wait()
 
 

@@ -1,5 +1,6 @@
 """What every peer answers: the job itself, without a transport."""
 
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,7 +19,12 @@ def answer(message: str | bytes, subscribe: Callable[[], None], publish: Callabl
         subscribe()
         result = {"topics": params["topics"]}
     elif method == "system.broadcast":
-        event = {"topic": params["topic"], "type": params["type"], "data": params["data"], "timestamp": _now()}
+        event = {
+            "topic": params["topic"],
+            "type": params["type"],
+            "data": params["data"],
+            "timestamp": _now(),
+        }
         sent = publish(orjson.dumps({"jsonrpc": "2.0", "method": "event", "params": event}))
         result = {"delivered": sent, "dropped": 0}
     else:
@@ -29,3 +35,9 @@ def answer(message: str | bytes, subscribe: Callable[[], None], publish: Callabl
 
 def _now() -> str:
     return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def announce(port: int) -> None:
+    """Tell whoever started the peer where it listens."""
+    sys.stdout.write(f"listening on ws://127.0.0.1:{port}/mcp\n")
+    sys.stdout.flush()

@@ -7,6 +7,8 @@ import sys
 import trio
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 
+from loadgen.peers.answer import announce
+
 
 async def main(port: int) -> None:
     """Serve until killed."""
@@ -22,7 +24,7 @@ async def main(port: int) -> None:
 
     async with trio.open_nursery() as nursery:
         server = await nursery.start(serve_websocket, echo, "127.0.0.1", port, None)
-        print(f"listening on ws://127.0.0.1:{server.port}/mcp", flush=True)
+        announce(server.port)
 
 
 if __name__ == "__main__":

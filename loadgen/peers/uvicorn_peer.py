@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from loadgen.peers.answer import answer
+from loadgen.peers.answer import announce, answer
 
 
 def main(port: int) -> None:
@@ -38,7 +38,7 @@ def main(port: int) -> None:
 
     app = Starlette(routes=[WebSocketRoute("/mcp", serve)])
     with socket.create_server(("127.0.0.1", port), backlog=1024) as server:
-        print(f"listening on ws://127.0.0.1:{server.getsockname()[1]}/mcp", flush=True)
+        announce(server.getsockname()[1])
         config = uvicorn.Config(
             app, loop="uvloop", ws="auto", ws_per_message_deflate=False, log_level="error", lifespan="off"
         )

@@ -1,12 +1,12 @@
 """The fast engine: `websockets`' sans-I/O protocol, straight on the stream.
 
 What it does not do is what makes it fast: there is no second task, no channel and no lock between the
-socket and the reader. `ServerProtocol` parses; frames that go out are made here, for a server's are not
-masked and a header is two to ten bytes.
+socket and the reader. A whole text message in one frame, which is what clients send, is read on the spot;
+every other frame goes, whole, to `ServerProtocol`, which keeps the rules and the state.
 """
 
-import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
 
 import trio
@@ -30,6 +30,7 @@ from persona.transport.engine import (
     nobody,
     too_big,
 )
+from persona.transport.frames import is_whole_text, payload_span, text_header, unmasked
 from persona.transport.handshake import Refused, RequestHead
 from persona.transport.ratelimit import TokenBucket
 from persona.transport.sockets import READ_BYTES, SocketStream
@@ -51,7 +52,7 @@ class TextFramer:
     def frame(self, message: bytes) -> bytes:
         """The whole frame around `message`."""
         if message is not self._message:
-            self._message, self._frame = message, _text_header(len(message)) + message
+            self._message, self._frame = message, text_header(len(message)) + message
         return self._frame
 
 
@@ -73,6 +74,10 @@ class SansioEngine:
             now=trio.current_time(),
         )
         self._unparsed: bytes | bytearray = surplus
+        # Whether what is unparsed is no whole frame.
+        self._is_starved = not surplus
+        self._owed_bytes = 0
+        """Of the frame that the protocol has begun to read."""
         self._fragments: list[bytes] = []
         self._unsent = b""
         self._ending: PeerGone | BadMessage | None = None
@@ -92,8 +97,8 @@ class SansioEngine:
 
     async def receive(self) -> Sequence[str]:
         while self._ending is None:
-            if not self._unparsed:
-                self._unparsed = await self._read()
+            if self._is_starved:
+                await self._read(READ_BYTES)
             else:
                 await trio.lowlevel.checkpoint()
             messages = self._parse_some()
@@ -101,46 +106,84 @@ class SansioEngine:
                 return messages
         raise self._ending
 
-    async def _read(self) -> bytes | bytearray:
+    async def _read(self, max_bytes: int) -> int:
+        """Take in more; how much that was."""
         try:
-            data = await self._stream.receive_some(READ_BYTES)
+            data = await self._stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             data = b""
         if not data:
             self._is_cut_off = True
             raise PeerGone(1006)
-        return data
+        if self._unparsed:
+            # A message that comes in very small pieces must not be copied for each.
+            held = self._unparsed if isinstance(self._unparsed, bytearray) else bytearray(self._unparsed)
+            held += data
+            self._unparsed = held
+        else:
+            self._unparsed = data
+        return len(data)
 
     def _parse_some(self) -> list[str]:
-        data = self._unparsed
-        if len(data) > PARSE_BYTES:
-            data, self._unparsed = data[:PARSE_BYTES], data[PARSE_BYTES:]
-        else:
-            self._unparsed = b""
-        protocol = self._protocol
-        protocol.receive_data(data)
+        data, position = self._unparsed, 0
         messages: list[str] = []
+        self._is_starved = True
         try:
-            for frame in protocol.events_received():
-                assert isinstance(frame, Frame)
-                self._take(frame, messages)
-            if protocol.parser_exc is not None:
-                raise self._fault(protocol.parser_exc)
+            while position < len(data):
+                if position >= PARSE_BYTES:
+                    self._is_starved = False
+                    break
+                end = self._parse_one(data, position, messages)
+                if end == position:
+                    break
+                position = end
         except (PeerGone, BadMessage) as exc:
             self._ending = exc
+        if position:
+            self._unparsed = data[position:]
+        return messages
+
+    def _parse_one(self, data: bytes | bytearray, start: int, messages: list[str]) -> int:
+        """Take one frame, or what there is of it, and say where that ended. A text message in one piece
+        is left where it is until it is all there."""
+        if self._owed_bytes:
+            return self._give(data, start, start + self._owed_bytes, messages)
+        span = payload_span(data, start)
+        if span is None:
+            return start
+        body, end = span
+        if not self._fragments and is_whole_text(data, start) and end - body <= self._max_bytes:
+            if end > len(data):
+                return start
+            messages.append(_decoded(unmasked(data, body, end)))
+            return end
+        return self._give(data, start, end, messages)
+
+    def _give(self, data: bytes | bytearray, start: int, end: int, messages: list[str]) -> int:
+        """Give the protocol what is there of the frame that ends at `end`."""
+        piece = data[start:end]
+        self._owed_bytes = end - start - len(piece)
+        protocol = self._protocol
+        protocol.receive_data(piece)
+        for frame in protocol.events_received():
+            assert isinstance(frame, Frame)
+            self._take(frame, messages)
+        if protocol.parser_exc is not None:
+            raise self._fault(protocol.parser_exc)
         if answers := protocol.data_to_send():
             self._keep(b"".join(answers))
-        return messages
+        return start + len(piece)
 
     def _take(self, frame: Frame, messages: list[str]) -> None:
         opcode = frame.opcode
         if brings_no_message(opcode=opcode, is_final=frame.fin) and self._control.take(trio.current_time()):
             raise flooded()
         if opcode is Opcode.TEXT or opcode is Opcode.CONT:
-            if not frame.fin or self._fragments:
-                self._fragments.append(bytes(frame.data))
+            self._fragments.append(bytes(frame.data))
             if frame.fin:
-                messages.append(self._text(frame))
+                whole = b"".join(self._fragments)
+                self._fragments.clear()
+                messages.append(_decoded(whole))
         elif opcode is Opcode.BINARY:
             raise binary()
         elif opcode is Opcode.PONG:
@@ -148,30 +191,18 @@ class SansioEngine:
             if self._ping is not None:
                 self._ping.set()
         elif opcode is Opcode.CLOSE:
+            self._farewell = b"".join(self._protocol.data_to_send())
             received = self._protocol.close_rcvd
             raise PeerGone(1005 if received is None else received.code)
-
-    def _text(self, last: Frame) -> str:
-        data: bytes | bytearray | memoryview = last.data
-        if self._fragments:
-            data = b"".join(self._fragments)
-            self._fragments.clear()
-        try:
-            return str(data, "utf-8")
-        except UnicodeDecodeError:
-            raise bad_text() from None
 
     def _fault(self, exc: Exception) -> BadMessage:
         if isinstance(exc, PayloadTooBig):
             return too_big(self._max_bytes)
         return bad_text() if isinstance(exc, UnicodeDecodeError) else bad_framing()
 
-    def _keep(self, answers: bytes) -> None:
-        """What the protocol says by itself: pongs, or the answer to a close."""
-        if isinstance(self._ending, PeerGone):
-            self._farewell = answers
-        elif self._ending is None and len(self._unsent) < MAX_PONG_BYTES:
-            self._unsent += answers
+    def _keep(self, pongs: bytes) -> None:
+        if len(self._unsent) < MAX_PONG_BYTES:
+            self._unsent += pongs
             self.on_unsent()
 
     async def send(self, messages: Sequence[bytes]) -> None:
@@ -202,7 +233,7 @@ class SansioEngine:
             return self._framer.frame(messages[0])
         parts = []
         for message in messages:
-            parts.append(_text_header(len(message)))
+            parts.append(text_header(len(message)))
             parts.append(message)
         return b"".join(parts)
 
@@ -230,14 +261,11 @@ class SansioEngine:
     async def _wait_for_close(self) -> None:
         """Read to the peer's goodbye, which cannot be far."""
         left = LINGER_BYTES
-        while self._protocol.close_rcvd is None and self._protocol.parser_exc is None and left > 0:
-            data = self._unparsed or await self._stream.receive_some(left)
-            if not data:
-                return
-            self._unparsed = b""
-            left -= len(data)
-            self._protocol.receive_data(data)
-            self._protocol.events_received()
+        with suppress(PeerGone):
+            while self._ending is None and left > 0:
+                if self._is_starved:
+                    left -= await self._read(left)
+                self._parse_some()
 
     async def abort(self) -> None:
         await trio.aclose_forcefully(self._stream)
@@ -275,10 +303,8 @@ def _accepted(head: RequestHead, subprotocol: str | None) -> bytes:
     return response.serialize()
 
 
-def _text_header(size_bytes: int) -> bytes:
-    """RFC 6455, section 5.2: a final text frame, not masked."""
-    if size_bytes < 126:
-        return struct.pack("!BB", 0x81, size_bytes)
-    if size_bytes < 65536:
-        return struct.pack("!BBH", 0x81, 126, size_bytes)
-    return struct.pack("!BBQ", 0x81, 127, size_bytes)
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise bad_text() from None

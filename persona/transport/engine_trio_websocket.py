@@ -24,6 +24,7 @@ from persona.transport.engine import (
 )
 from persona.transport.framescan import FrameScanner
 from persona.transport.handshake import RequestHead
+from persona.transport.sockets import SocketStream
 
 RECEIVE_BUFFER_BYTES = 64 * 1024
 """trio-websocket reads 4 KiB at a time by default: many system calls for one large message."""
@@ -41,6 +42,7 @@ class LentStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, stream: trio.abc.Stream, head: RequestHead, scanner: FrameScanner) -> None:
         self._stream = stream
+        self._socket = stream if isinstance(stream, SocketStream) else None
         self._replay = head.raw
         self._scanner = scanner
         if head.surplus:
@@ -60,10 +62,12 @@ class LentStream(trio.abc.HalfCloseableStream):
         self._left_bytes = size_bytes
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        # trio-websocket sends a frame at a time.
-        self.sent_close = self.sent_close or data[:1] == bytes([_FIN_CLOSE])
+        # trio-websocket sends a frame at a time, and has come here through a checkpoint: its lock.
+        self.sent_close = self.sent_close or data[0] == _FIN_CLOSE
         try:
-            await self._stream.send_all(data)
+            sent = 0 if self._socket is None else self._socket.send_nowait(data)
+            if sent < len(data):
+                await self._stream.send_all(data[sent:])
         except BaseException:
             self.is_cut_off = True
             raise

@@ -5,15 +5,17 @@ an empty fragment, and answers pings by itself. No payload is touched, and what 
 left to the engine to complain of.
 """
 
-import struct
 from collections.abc import Callable
 
 from persona.transport.engine import BadMessage, EngineOptions, brings_no_message, flooded, too_big
+from persona.transport.frames import payload_span
 from persona.transport.ratelimit import TokenBucket
 
 
 class FrameScanner:
     """One direction of one connection, from its first frame on."""
+
+    __slots__ = ("_control", "_header", "_max_bytes", "_message_bytes", "_now", "_payload_left", "verdict")
 
     def __init__(self, options: EngineOptions, now: Callable[[], float]) -> None:
         self._max_bytes = options.max_message_bytes
@@ -25,8 +27,8 @@ class FrameScanner:
         """The beginning of a header whose end has not arrived."""
         self._payload_left = 0
         self._message_bytes = 0
+        # Why nothing is let through any more.
         self.verdict: BadMessage | None = None
-        """Why nothing is let through any more."""
 
     def scan(self, data: bytes | bytearray) -> int:
         """How many bytes of `data` may pass; fewer than all once there is a `verdict`."""
@@ -43,17 +45,17 @@ class FrameScanner:
             position += step
             if position == len(data):
                 break
-            header = _header(data, position)
-            if header is None:
+            span = payload_span(data, position)
+            if span is None:
                 self._header = bytes(data[position:])
                 position = len(data)
                 break
-            size, payload_bytes = header
-            self.verdict = self._judge(data[position], payload_bytes)
+            body, end = span
+            self.verdict = self._judge(data[position], end - body)
             if self.verdict is not None:
                 break
-            position += size
-            self._payload_left = payload_bytes
+            position = body
+            self._payload_left = end - body
         return max(0, position - held)
 
     def _judge(self, first_byte: int, payload_bytes: int) -> BadMessage | None:
@@ -65,22 +67,3 @@ class FrameScanner:
             if self._message_bytes > self._max_bytes:
                 return too_big(self._max_bytes)
         return None
-
-
-def _header(data: bytes | bytearray, start: int) -> tuple[int, int] | None:
-    """Its size and that of its payload; `None` when it is not all there."""
-    there = len(data) - start
-    if there < 2:
-        return None
-    second_byte = data[start + 1]
-    length = second_byte & 0x7F
-    size = 2 if length < 126 else 4 if length == 126 else 10
-    if second_byte & 0x80:
-        size += 4
-    if there < size:
-        return None
-    if length == 126:
-        (length,) = struct.unpack_from("!H", data, start + 2)
-    elif length == 127:
-        (length,) = struct.unpack_from("!Q", data, start + 2)
-    return size, length

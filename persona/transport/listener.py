@@ -152,6 +152,8 @@ class Listener:
                     subprotocol=admitted.subprotocol,
                     options=self._engine_options,
                 )
+            # Some 2 kB, which would stay for as long as the client does.
+            del head
             await self._run(engine, admitted)
 
     @contextmanager

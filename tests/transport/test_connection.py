@@ -146,7 +146,7 @@ async def test_workers_come_with_the_work_and_all_but_one_go_with_it(autojump_cl
         await wait_all_tasks_blocked()
         assert tasks() == idle + 8
         await trio.sleep(2)
-        assert tasks() == idle + 2  # the writer came, and stays too
+        assert tasks() == idle + 1
         played.say(*(call("t.sleep", n, seconds=1) for n in range(8)))
         await trio.sleep(2)
         assert len(played.engine.sent) == 16
@@ -217,6 +217,21 @@ async def test_a_dead_peer_is_gone_within_the_sum_of_the_ping_times(autojump_clo
     assert played.engine.aborted
     assert played.goodbye is not None
     assert played.goodbye.cause == "ping_timeout"
+
+
+async def test_one_that_was_cancelled_from_outside_is_left_alone(autojump_clock: MockClock) -> None:
+    """It is listed until its goodbye is said, and whoever has something for it still asks."""
+    played = play()
+    with trio.CancelScope() as outside:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(played.connection.run)
+            await wait_all_tasks_blocked()
+            outside.cancel()
+    played.connection.ask()
+    assert played.connection.offer(b"0")
+    played.connection.cut(Goodbye(1013, "", "shed"))
+    played.connection.finish(Goodbye(1012, "", "shutdown"))
+    assert played.engine.sent == []
 
 
 async def test_over_the_rate_is_refused_and_who_goes_on_is_cut(autojump_clock: MockClock) -> None:
