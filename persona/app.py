@@ -5,6 +5,8 @@
        `- root nursery
           |- background workers
           |- monitor
+          |- keepalive, for all connections
+          |- token watch, where there is a settings file
           `- listener
              `- one nursery for each connection
 
@@ -50,6 +52,7 @@ from persona.service.sessions import Sessions
 from persona.storage.pool import Database, open_database
 from persona.transport.admission import PATH, check_binding
 from persona.transport.listener import Listener
+from persona.transport.tokens import TokenSource, TokenWatch
 
 log = structlog.get_logger()
 
@@ -99,6 +102,7 @@ async def open_server(
     backend: Backend,
     now: Now = time.time,
     resident_bytes: Callable[[], int] | None = None,
+    tokens: TokenSource | None = None,
 ) -> AsyncIterator[Server]:
     """Assemble a server over an open database and backend, with its services running."""
     server = _assemble(settings, database, backend, now, resident_bytes or psutil_resident_bytes())
@@ -108,6 +112,8 @@ async def open_server(
             await root.start(server.background.run)
             await root.start(server.monitor.run)
             await root.start(server.listener.keepalive.run)
+            if tokens is not None:
+                await root.start(TokenWatch(tokens, server.listener.set_tokens).run)
             yield server
             with trio.move_on_after(BACKGROUND_GRACE_S):
                 await server.background.finish()
@@ -230,10 +236,12 @@ async def run_server(
     *,
     on_listening: Callable[[str], None],
     stop: Callable[[], Awaitable[None]] | None = None,
+    tokens: TokenSource | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM (or until `stop` returns), then drain.
 
-    `on_listening` gets the URL once clients can connect. Raises `StartupError` when the port or
+    `on_listening` gets the URL once clients can connect. `tokens` replace those of `settings` whenever
+    they change. Raises `StartupError` when the port or
     the database cannot be had, or the binding is not safe.
     """
     check_binding(settings.server, settings.auth)
@@ -250,7 +258,7 @@ async def run_server(
                 cache_pages=settings.database.cache_pages,
             ) as database,
             open_backend(settings.llm) as backend,
-            open_server(settings, database=database, backend=backend) as server,
+            open_server(settings, database=database, backend=backend, tokens=tokens) as server,
         ):
             url = f"ws://{_in_url(settings.server.host)}:{port}{PATH}"
             with stop_signals() if stop is None else nullcontext(stop) as wait_for_stop:

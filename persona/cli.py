@@ -14,7 +14,16 @@ from typing import Any, Literal, TypeVar
 import click
 
 from persona import __version__
-from persona.config import LoadedSettings, Setting, declared, load_settings, settings_table, settings_toml
+from persona.config import (
+    LoadedSettings,
+    Setting,
+    declared,
+    fingerprint,
+    load_settings,
+    settings_file,
+    settings_table,
+    settings_toml,
+)
 from persona.errors import StartupError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -129,11 +138,19 @@ def serve(config_file: Path | None, **options: Any) -> None:
     import trio
 
     from persona.app import run_server
+    from persona.transport.tokens import TokenSource
 
+    tokens = TokenSource(
+        fingerprint=functools.partial(fingerprint, settings_file(config_file, os.environ)),
+        load=lambda: _load(config_file, options).settings.auth.tokens,
+    )
     # echo flushes, so a program that waits for this line behind a pipe gets it at once.
     trio.run(
         functools.partial(
-            run_server, loaded.settings, on_listening=lambda url: click.echo(f"listening on {url}")
+            run_server,
+            loaded.settings,
+            on_listening=lambda url: click.echo(f"listening on {url}"),
+            tokens=tokens,
         )
     )
 

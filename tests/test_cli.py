@@ -154,7 +154,7 @@ def test_the_process_ends_with_one_line_too() -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     seen: list[Settings] = []
 
-    async def run_server(settings: Settings, *, on_listening: Callable[[str], None]) -> None:
+    async def run_server(settings: Settings, *, on_listening: Callable[[str], None], tokens: object) -> None:
         await trio.lowlevel.checkpoint()
         seen.append(settings)
         on_listening(URL)
@@ -196,7 +196,7 @@ def test_serve_runs_the_server_with_its_settings(
 def test_the_listening_line_is_flushed_before_the_server_goes_on() -> None:
     code = f"""
 import sys, types, trio
-async def run_server(settings, *, on_listening):
+async def run_server(settings, *, on_listening, tokens):
     on_listening({URL!r})
     await trio.sleep_forever()
 app = types.ModuleType("persona.app")
@@ -225,7 +225,7 @@ def _group(*errors: Exception) -> ExceptionGroup[Exception]:
 def test_a_startup_error_is_one_line_and_its_exit_code(
     wrap: Callable[[Exception], Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run_server(settings: Settings, *, on_listening: Callable[[str], None]) -> None:
+    async def run_server(settings: Settings, *, on_listening: Callable[[str], None], tokens: object) -> None:
         await trio.lowlevel.checkpoint()
         raise wrap(CannotBindError("port 8000\nis taken"))
 
@@ -236,7 +236,7 @@ def test_a_startup_error_is_one_line_and_its_exit_code(
 
 
 def test_a_bug_beside_a_startup_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run_server(settings: Settings, *, on_listening: Callable[[str], None]) -> None:
+    async def run_server(settings: Settings, *, on_listening: Callable[[str], None], tokens: object) -> None:
         await trio.lowlevel.checkpoint()
         raise _group(CannotBindError("no"), KeyError("bug"))
 
@@ -249,7 +249,7 @@ def test_a_bug_beside_a_startup_error_is_not_hidden(monkeypatch: pytest.MonkeyPa
 def test_ctrl_c_before_anything_handles_it_is_no_traceback(
     beside: list[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run_server(settings: Settings, *, on_listening: Callable[[str], None]) -> None:
+    async def run_server(settings: Settings, *, on_listening: Callable[[str], None], tokens: object) -> None:
         await trio.lowlevel.checkpoint()
         raise BaseExceptionGroup("", [KeyboardInterrupt(), *beside])
 

@@ -6,7 +6,7 @@ Import from here; the modules below are arranged for their readers: `field` (wha
 
 from persona.config.field import InconsistentSettingsError, Section, Setting
 from persona.config.limits import LimitSettings
-from persona.config.load import LoadedSettings, Source, load_settings
+from persona.config.load import LoadedSettings, Source, fingerprint, load_settings, settings_file
 from persona.config.report import Row, describe, settings_markdown, settings_table, settings_toml
 from persona.config.sections import (
     AuthSettings,
@@ -40,7 +40,9 @@ __all__ = [
     "Source",
     "declared",
     "describe",
+    "fingerprint",
     "load_settings",
+    "settings_file",
     "settings_markdown",
     "settings_table",
     "settings_toml",

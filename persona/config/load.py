@@ -70,6 +70,20 @@ def load_settings(
     return LoadedSettings(_build(values, sources), MappingProxyType(sources))
 
 
+def settings_file(file: Path | None, environ: Mapping[str, str]) -> Path:
+    """The file that `load_settings` reads, if there is one."""
+    return file or Path(environ.get(FILE_VARIABLE) or DEFAULT_FILE)
+
+
+def fingerprint(file: Path) -> object:
+    """Another one whenever the file is another one, or has been written to. Never raises."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        return error.errno
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _build(values: Mapping[str, Any], sources: Mapping[str, Source]) -> Settings:
     try:
         made = {
@@ -84,7 +98,7 @@ def _build(values: Mapping[str, Any], sources: Mapping[str, Source]) -> Settings
 
 def _from_file(known: Mapping[str, Setting], file: Path | None, environ: Mapping[str, str]) -> _Found:
     named_by_variable = environ.get(FILE_VARIABLE, "") if file is None else ""
-    path = file or Path(named_by_variable or DEFAULT_FILE)
+    path = settings_file(file, environ)
     shown = _one_line(path) + (f" (named by {FILE_VARIABLE})" if named_by_variable else "")
     implied = file is None and not named_by_variable
     table = _read_toml(path, shown, may_be_missing=implied)

@@ -7,6 +7,7 @@ import msgspec
 
 from persona.rpc.dispatch import MethodSpec
 from persona.rpc.results import error_classes, error_schema
+from persona.rpc.validation import Timeout
 
 OPENRPC_VERSION = "1.4.0"
 REF_TEMPLATE = "#/components/schemas/{name}"
@@ -48,8 +49,11 @@ def _method(spec: MethodSpec, components: dict[str, Any]) -> dict[str, Any]:
         "summary": spec.summary,
         "paramStructure": "either",
         "params": [
-            {"name": name, "required": name in required, "schema": declared["properties"][name]}
-            for name in names
+            *(
+                {"name": name, "required": name in required, "schema": declared["properties"][name]}
+                for name in names
+            ),
+            {"name": "timeout_s", "required": False, "schema": msgspec.json.schema(Timeout | None)},
         ],
         "result": {"name": result_name, "schema": {"$ref": REF_TEMPLATE.format(name=result_name)}},
         "errors": [{"$ref": f"#/components/errors/{c.reason}"} for c in error_classes()],

@@ -45,8 +45,8 @@ class MethodSpec:
     """What is published of a method, and how it runs."""
 
     name: str
-    params: type
-    result: type
+    params: type[Any]
+    result: type[Any]
     summary: str
     admin: bool = False
     bound: Bound = "handlers"
@@ -269,7 +269,7 @@ class Dispatcher:
         try:
             session.check_id(request)
             spec, handler = self._find(session, message.method, in_batch=False)
-            params: Any = convert_params(message.params, spec.params)
+            params, _ = convert_params(message.params, spec.params)  # what never waits needs no deadline
             result = handler(Call(session=session, request=request, subscriber=subscriber), params)
             outcome, reply = "ok", b"" if request_id is None else jsonrpc.encode_result(request_id, result)
         except Exception as exc:  # noqa: BLE001 - see `_failed`
@@ -287,9 +287,9 @@ class Dispatcher:
         try:
             spec, handler = self._find(session, message.method, in_batch=in_batch)
             label = spec.name
-            params: Any = convert_params(message.params, spec.params)
+            params, timeout_s = convert_params(message.params, spec.params)
             call = Call(session=session, request=request, subscriber=subscriber)
-            result = await self._call(spec, handler, call, params)
+            result = await self._call(spec, handler, call, params, timeout_s)
             outcome, reply = "ok", b"" if request.id is None else jsonrpc.encode_result(request.id, result)
         except Exception as exc:  # noqa: BLE001 - see `_failed`
             outcome, reply = self._failed(request.id, label, exc)
@@ -326,14 +326,16 @@ class Dispatcher:
             raise InvalidRequest(f"{spec.name} answers with several frames and cannot be part of a batch")
         return found
 
-    async def _call(self, spec: MethodSpec, handler: Handler, call: Call, params: Any) -> Any:
+    async def _call(
+        self, spec: MethodSpec, handler: Handler, call: Call, params: Any, timeout_s: float
+    ) -> Any:
         request = call.request
         limits = self._limits
         if spec.inline:
             return handler(call, params)
         for_model = spec.bound == "model"
-        timeout_s = limits.chat_timeout_s if for_model else limits.request_timeout_s
-        request.deadline = trio.current_time() + timeout_s
+        limit_s = limits.chat_timeout_s if for_model else limits.request_timeout_s
+        request.deadline = trio.current_time() + min(limit_s, timeout_s)
         await request.wait_for_place()
         if for_model:
             # The turn itself decides which of its stretches may be cut; see `service.chat`.

@@ -1,12 +1,14 @@
 """Raw params -> an attrs object, or `InvalidParams` naming the field."""
 
+import math
 import re
 import typing
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import attrs
 import msgspec
+from msgspec import Meta
 
 from persona.errors import InvalidParams
 
@@ -14,20 +16,28 @@ Params = dict[str, Any] | list[Any] | None
 
 P = TypeVar("P")
 
+Timeout = Annotated[
+    float, Meta(gt=0, description="seconds the client will wait, where the server's limit is more")
+]
+"""`timeout_s`, which every method takes beside its own params."""
+
 _MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
 _PATH = re.compile(r" - at `(?P<key>key in )?\$\.?(?P<path>[^`]*)`$")
 
 
-def convert_params(params: Params, params_type: type[P]) -> P:
-    """`params` as a `params_type`.
+def convert_params(params: Params, params_type: type[P]) -> tuple[P, float]:
+    """`params` as a `params_type`, and the seconds the client will wait: infinity where it did not say.
 
-    Positional params fill the fields in the order of their declaration. Raises `InvalidParams`
-    naming the field that is missing, unknown, of the wrong type or out of range.
+    Positional params fill the fields in the order of their declaration, `timeout_s` last. Raises
+    `InvalidParams` naming the field that is missing, unknown, of the wrong type or out of range.
     """
-    named = _named(params, params_type)
+    named, timeout_s = _named(params, params_type), math.inf
+    if "timeout_s" in named:
+        named = dict(named)
+        timeout_s = _timeout_s(named.pop("timeout_s"))
     _refuse_unknown(named, params_type, "")
     try:
-        return msgspec.convert(named, params_type)
+        return msgspec.convert(named, params_type), timeout_s
     except msgspec.ValidationError as exc:
         raise _explain(str(exc)) from None
 
@@ -37,11 +47,19 @@ def _named(params: Params, params_type: type) -> dict[str, Any]:
         return {}
     if isinstance(params, dict):
         return params
-    names = list(_fields(params_type))
+    names = [*_fields(params_type), "timeout_s"]
     if len(params) > len(names):
         text = f"at most {len(names)} positional params are taken, {len(params)} were given"
         raise InvalidParams(text, field="params")
     return dict(zip(names, params, strict=False))
+
+
+def _timeout_s(value: object) -> float:
+    try:
+        timeout_s = msgspec.convert(value, Timeout | None)
+    except msgspec.ValidationError as exc:
+        raise InvalidParams(f"'timeout_s': {exc}", field="timeout_s") from None
+    return math.inf if timeout_s is None else timeout_s
 
 
 def _refuse_unknown(params: dict[str, Any], params_type: type, prefix: str) -> None:

@@ -33,6 +33,8 @@ class Identity:
     user: str = "anonymous"
     role: Literal["user", "admin"] = "user"
     authenticated: bool = False
+    token_hash: str | None = attrs.field(default=None, repr=False)
+    """Of the token it came with: shows, when tokens change, whether that one still counts."""
 
 
 @attrs.define(eq=False)

@@ -42,7 +42,22 @@ class Admission:
         self._hosts = {host.strip("[]").casefold() for host in server.allowed_hosts}
         self._origins = set(server.allowed_origins)
         self._proxies = [ipaddress.ip_network(proxy, strict=False) for proxy in server.trusted_proxies]
-        self._tokens = auth.tokens
+        self._tokens: Sequence[AuthToken] = ()
+        self._asks_for_token = False
+        self.set_tokens(auth.tokens)
+
+    def set_tokens(self, tokens: Sequence[AuthToken]) -> None:
+        """Let in only who holds one of `tokens`, from now on. A server that once had some goes on asking
+        for one when there are none left: a file that is empty by mistake must not open the door."""
+        self._tokens = tokens
+        self._asks_for_token = self._asks_for_token or bool(tokens)
+
+    def still_admits(self, identity: Identity) -> bool:
+        """Whether a client that was let in as `identity` would be let in as the same today."""
+        if not self._asks_for_token:
+            return True
+        came_with = (identity.user, identity.role, identity.token_hash)
+        return any((token.name, token.role, token.hash) == came_with for token in self._tokens)
 
     def admit(self, head: RequestHead, peer: str) -> Admitted:
         """Judge an opening request from address `peer` (empty for an in-process stream).
@@ -94,7 +109,7 @@ class Admission:
         return address
 
     def _identify(self, head: RequestHead, offered: Sequence[str], address: IPAddress | None) -> Identity:
-        if not self._tokens:
+        if not self._asks_for_token:
             # A proxy on this machine that was not configured: whoever is behind it may be anywhere.
             forwarded = any(head.header(name) is not None for name in ("x-forwarded-for", "forwarded"))
             local = address is None or (address.is_loopback and not forwarded)
@@ -104,7 +119,7 @@ class Admission:
         if found is None:
             challenge = (("WWW-Authenticate", 'Bearer realm="persona"'),)
             raise Refused(HTTPStatus.UNAUTHORIZED, "token", "A valid bearer token is needed.", challenge)
-        return Identity(user=found.name, role=found.role, authenticated=True)
+        return Identity(user=found.name, role=found.role, authenticated=True, token_hash=found.hash)
 
 
 def check_binding(server: ServerSettings, auth: AuthSettings) -> None:

@@ -17,7 +17,7 @@ import structlog
 import trio
 from wsproto.utilities import LocalProtocolError
 
-from persona.config import Settings
+from persona.config import AuthToken, Settings
 from persona.metrics import Metrics
 from persona.rpc.dispatch import Dispatcher
 from persona.service.hub import Hub
@@ -40,6 +40,7 @@ CLOSE_BATCH = 50
 CLOSE_JITTER_S = (0.05, 0.15)
 """Between two such batches."""
 DRAIN_POLL_S = 0.02
+REVOKED = Goodbye(1008, "the token is no longer valid", "revoked")
 
 
 class Listener:
@@ -204,9 +205,11 @@ class Listener:
         )
         with self._listed(connection), structlog.contextvars.bound_contextvars(connection=session.id):
             log.debug("connection_opened", user=session.identity.user)
+            # Let in just before, it comes too late to be sent away with the others.
             if self._draining:
-                # It was let in just before, and comes too late to be sent away with the others.
                 connection.finish(Goodbye(1012, "the server restarts", "shutdown"))
+            elif not self._admission.still_admits(session.identity):
+                connection.finish(REVOKED)
             # What the peer is told if something other than its own end ends the connection.
             goodbye = Goodbye(1011, "internal error", "error")
             try:
@@ -236,6 +239,14 @@ class Listener:
             self._metrics.connections.set(len(self.connections))
             self._hub.forget(connection)
             self._sessions.close(session)
+
+    def set_tokens(self, tokens: Sequence[AuthToken]) -> None:
+        """Let in only who holds one of `tokens`, and send away who does no longer."""
+        self._admission.set_tokens(tokens)
+        for connection in tuple(self.connections.values()):
+            if not self._admission.still_admits(connection.session.identity):
+                log.info("token_revoked", user=connection.session.identity.user)
+                connection.cut(REVOKED)
 
     def shed(self, count: int) -> int:
         """Cut up to `count` connections to save memory: idle ones first, those longest silent

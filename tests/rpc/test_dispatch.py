@@ -191,6 +191,29 @@ async def test_deadlines(autojump_clock: MockClock) -> None:
     assert reason(await here.ask(call("t.model", seconds=21))) == "deadline_exceeded"
 
 
+@pytest.mark.parametrize(("method", "limit_s"), [("t.sleep", 10.0), ("t.model", 20.0)])
+async def test_a_client_can_set_its_deadline_down_and_not_up(
+    autojump_clock: MockClock, method: str, limit_s: float
+) -> None:
+    here = desk(request_timeout_s=10.0, chat_timeout_s=20.0)
+    assert "result" in await here.ask(call(method, seconds=2.9, timeout_s=3))
+    for asked_s, given_s in ((3, 3), (3600, limit_s)):
+        started = trio.current_time()
+        assert reason(await here.ask(call(method, seconds=60, timeout_s=asked_s))) == "deadline_exceeded"
+        assert trio.current_time() - started == pytest.approx(given_s)
+
+
+@pytest.mark.parametrize("method", ["t.now", "t.sleep", "t.model"])
+async def test_a_deadline_that_is_none_is_a_bad_param(method: str) -> None:
+    reply = await desk().ask(call(method, timeout_s=0))
+    assert reason(reply) == "invalid_params"
+    assert reply["error"]["data"]["field"] == "timeout_s"
+
+
+async def test_what_never_waits_takes_a_deadline_too() -> None:
+    assert (await desk().ask(call("t.now", timeout_s=5)))["result"] == "now"
+
+
 async def test_a_running_request_can_be_cancelled(autojump_clock: MockClock) -> None:
     here, replies = desk(), []
 

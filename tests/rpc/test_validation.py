@@ -1,5 +1,6 @@
 """Raw params -> attrs objects, or an error naming the field."""
 
+import math
 from typing import Annotated, Any
 
 import attrs
@@ -33,7 +34,7 @@ class Outer:
     ],
 )
 def test_good_params_by_name_and_by_position(params: Any, expected: Outer) -> None:
-    assert convert_params(params, Outer) == expected
+    assert convert_params(params, Outer) == (expected, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,12 @@ def test_good_params_by_name_and_by_position(params: Any, expected: Outer) -> No
         ({"name": "a", "inner": 7}, "inner"),
         ({"name": "a", "likings": {"x": 101}}, "likings[...]"),
         ({"name": "a", "entries": [1, True]}, "entries[1]"),
-        (["a", {}, {}, [], "one too many"], "params"),
+        (["a", {}, {}, [], 1.0, "one too many"], "params"),
+        ({"name": "a", "timeout_s": 0}, "timeout_s"),
+        ({"name": "a", "timeout_s": -1.5}, "timeout_s"),
+        ({"name": "a", "timeout_s": "1"}, "timeout_s"),
+        ({"name": "a", "timeout_s": True}, "timeout_s"),
+        (["a", {}, {}, [], "soon"], "timeout_s"),
     ],
 )
 def test_bad_params_name_the_field(params: Any, field: str) -> None:
@@ -59,6 +65,21 @@ def test_bad_params_name_the_field(params: Any, field: str) -> None:
     assert caught.value.field == field
     if field:
         assert field in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("params", "timeout_s"),
+    [
+        ({"name": "a", "timeout_s": 2}, 2.0),
+        ({"timeout_s": 0.5, "name": "a"}, 0.5),
+        ({"name": "a", "timeout_s": None}, math.inf),
+        (["a", {}, {}, [], 3.5], 3.5),
+    ],
+)
+def test_every_method_takes_a_timeout_beside_its_own(params: Any, timeout_s: float) -> None:
+    given = repr(params)
+    assert convert_params(params, Outer) == (Outer(name="a"), timeout_s)
+    assert repr(params) == given
 
 
 def test_a_strange_name_is_shown_without_its_control_characters() -> None:

@@ -84,8 +84,12 @@ class House:
         self.door.knock.send_nowait(theirs)
         return ours, theirs
 
-    def connect(self) -> AbstractAsyncContextManager[Client]:
-        return wrap_client(self.knock()[0])
+    def connect(self, token: str = "") -> AbstractAsyncContextManager[Client]:
+        return self.over(self.knock()[0], token)
+
+    def over(self, stream: trio.abc.Stream, token: str = "") -> AbstractAsyncContextManager[Client]:
+        """A client on the other end of `stream`, which is being served."""
+        return wrap_client(stream, token=token or None)
 
     async def join(self) -> Client:
         """A client that stays until it is sent away."""
