@@ -16,14 +16,14 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout", "error", "disco
 
 def isoformat(time_s: float) -> str:
     """ISO 8601 in UTC with milliseconds and `Z`: `2026-01-31T12:00:00.000Z`."""
-    seconds, microseconds = divmod(round(time_s * 1e6), 1_000_000)
-    return f"{_second(seconds)}.{microseconds // 1000:03d}Z"
+    return _moment(round(time_s * 1e6) // 1000)
 
 
 @lru_cache(maxsize=16)
-def _second(seconds: int) -> str:
-    # Nearly every time that is written is of this second: the events and answers of one moment.
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+def _moment(milliseconds: int) -> str:
+    # Nearly every time that is written is of this moment: the events and answers of one turn of the loop.
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
 
 
 class Priority(enum.StrEnum):

@@ -12,7 +12,6 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import attrs
 import trio
-from prometheus_client import Counter, Histogram
 
 from persona.config import LimitSettings
 from persona.errors import (
@@ -62,7 +61,7 @@ class MethodSpec:
     """Is taken while the server waits for running requests to finish."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(eq=False, kw_only=True)
 class Call:
     """What a handler knows of its caller; `subscriber` takes frames to be sent ahead of the answer."""
 
@@ -163,8 +162,6 @@ class Dispatcher:
         self._limits = limits
         self._metrics = metrics
         self._pool = trio.CapacityLimiter(limits.handler_pool_size)
-        # To look a figure up by its labels costs more than to count. Bounded as the labels are.
-        self._figures: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self.draining = False
 
     def accept(
@@ -179,7 +176,7 @@ class Dispatcher:
             case jsonrpc.Request() | jsonrpc.Notification():
                 found = self._registry.find(message.method)
                 if found is not None and found[0].inline:
-                    return self._answer(session, message, subscriber)
+                    return self._answer(session, message, found, subscriber)
             case jsonrpc.Dropped():
                 self._metrics.dropped_responses.inc(message.count)
                 return None
@@ -204,13 +201,12 @@ class Dispatcher:
     ) -> Accepted | bytes:
         if isinstance(message, jsonrpc.Invalid):
             return self._refuse(message.id, message.error)
-        request_id = message.id if isinstance(message, jsonrpc.Request) else None
-        request = RunningRequest(id=request_id, method=message.method)
+        request = RunningRequest(id=message.id, method=message.method)
         try:
             found = self._registry.find(message.method)
             session.begin(request, ordered=found is not None and found[0].ordered)
         except InvalidRequest as exc:
-            return self._refuse(request_id, exc)
+            return self._refuse(message.id, exc)
         return Accepted(message, request)
 
     def refuse(self, message: jsonrpc.Message, error: PersonaError) -> bytes | None:
@@ -260,15 +256,20 @@ class Dispatcher:
         return jsonrpc.encode_batch(replies) if work.is_batch else replies[0]
 
     def _answer(
-        self, session: Session, message: jsonrpc.Request | jsonrpc.Notification, subscriber: Subscriber
+        self,
+        session: Session,
+        message: jsonrpc.Request | jsonrpc.Notification,
+        found: tuple[MethodSpec, Handler],
+        subscriber: Subscriber,
     ) -> bytes | None:
         """Run an inline call."""
         started = time.perf_counter()
-        request_id = message.id if isinstance(message, jsonrpc.Request) else None
-        request = RunningRequest(id=request_id, method=message.method)
+        request_id = message.id
+        spec, handler = found
         try:
-            session.check_id(request)
-            spec, handler = self._find(session, message.method, in_batch=False)
+            session.check_id(request_id)
+            self._check(session, spec, in_batch=False)
+            request = RunningRequest(id=request_id, method=message.method)
             params, _ = convert_params(message.params, spec.params)  # what never waits needs no deadline
             result = handler(Call(session=session, request=request, subscriber=subscriber), params)
             outcome, reply = "ok", b"" if request_id is None else jsonrpc.encode_result(request_id, result)
@@ -285,7 +286,8 @@ class Dispatcher:
         # Method names come from clients; only known ones may become a label.
         label = "unknown"
         try:
-            spec, handler = self._find(session, message.method, in_batch=in_batch)
+            spec, handler = self._find(message.method)
+            self._check(session, spec, in_batch=in_batch)
             label = spec.name
             params, timeout_s = convert_params(message.params, spec.params)
             call = Call(session=session, request=request, subscriber=subscriber)
@@ -305,26 +307,26 @@ class Dispatcher:
         return error.reason, self._refuse(request_id, error)
 
     def _count(self, label: str, outcome: str, started: float) -> None:
-        figures = self._figures.get((label, outcome))
-        if figures is None:
-            figures = self._metrics.of_requests(label, outcome)
-            self._figures[label, outcome] = figures
-        count, seconds = figures
-        count.inc()
-        seconds.observe(time.perf_counter() - started)
+        answered, durations = self._metrics.messages.of(label, outcome)
+        answered.count += 1
+        durations.observe(time.perf_counter() - started)
 
-    def _find(self, session: Session, name: str, *, in_batch: bool) -> tuple[MethodSpec, Handler]:
+    def _find(self, name: str) -> tuple[MethodSpec, Handler]:
         found = self._registry.find(name)
-        if self.draining and not (found is not None and found[0].while_draining):
-            raise ShuttingDown("the server shuts down", retry_after_s=5.0)
-        if found is None:
-            raise MethodNotFound("no such method; rpc.discover lists them")
-        spec = found[0]
+        if found is not None:
+            return found
+        if self.draining:
+            raise _draining()
+        raise MethodNotFound("no such method; rpc.discover lists them")
+
+    def _check(self, session: Session, spec: MethodSpec, *, in_batch: bool) -> None:
+        """Raise what forbids this client to call it now."""
+        if self.draining and not spec.while_draining:
+            raise _draining()
         if spec.admin and session.identity.role != "admin":
             raise Unauthorized(f"{spec.name} needs the admin role")
         if spec.streams and in_batch:
             raise InvalidRequest(f"{spec.name} answers with several frames and cannot be part of a batch")
-        return found
 
     async def _call(
         self, spec: MethodSpec, handler: Handler, call: Call, params: Any, timeout_s: float
@@ -357,3 +359,7 @@ class Dispatcher:
             await self._pool.acquire_on_behalf_of(request)
         if patience.cancelled_caught:
             raise Overloaded("too many requests are running", retry_after_s=1.0)
+
+
+def _draining() -> ShuttingDown:
+    return ShuttingDown("the server shuts down", retry_after_s=5.0)

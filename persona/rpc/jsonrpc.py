@@ -21,7 +21,7 @@ infinities become null, lone surrogates become U+FFFD.
 """
 
 from collections.abc import Iterable
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import attrs
 import orjson
@@ -58,6 +58,7 @@ class Request:
 class Notification:
     """A call that is never answered, even when it fails."""
 
+    id: ClassVar[None] = None
     method: str
     params: Params = None
 
@@ -127,14 +128,15 @@ def _decode_batch(values: list[Any], *, max_depth: int | None, max_batch: int) -
 def _decode_one(value: Any) -> Request | Notification | Invalid | Dropped:
     if not isinstance(value, dict):
         return Invalid(None, InvalidRequest("a request is an object"))
-    method = value.get("method", _ABSENT)
+    get = value.get
+    method = get("method", _ABSENT)
     if method is _ABSENT and ("result" in value or "error" in value):
         return Dropped()
-    request_id = value.get("id", _ABSENT)
-    params = value.get("params", _ABSENT)
+    request_id = get("id", _ABSENT)
+    params = get("params", _ABSENT)
     if request_id is not _ABSENT and not _is_id(request_id):
         return _refusal(None, "id", "a string or an integer within ±2^53")
-    if value.get("jsonrpc") != "2.0":
+    if get("jsonrpc") != "2.0":
         return _refusal(request_id, "jsonrpc", 'the string "2.0"')
     if not isinstance(method, str) or not method:
         return _refusal(request_id, "method", "a non-empty string")
@@ -251,7 +253,7 @@ def _as_dict(value: Any) -> dict[str, Any]:
     fields: tuple[attrs.Attribute[Any], ...] | None = getattr(type(value), "__attrs_attrs__", None)
     if fields is None:
         raise TypeError
-    return {field.name: getattr(value, field.name) for field in fields}
+    return {(name := field.name): getattr(value, name) for field in fields}
 
 
 def _scrub(value: Any, levels: int) -> Any:

@@ -35,7 +35,8 @@ def convert_params(params: Params, params_type: type[P]) -> tuple[P, float]:
     if "timeout_s" in named:
         named = dict(named)
         timeout_s = _timeout_s(named.pop("timeout_s"))
-    _refuse_unknown(named, params_type, "")
+    if named:
+        _refuse_unknown(named, params_type, "")
     try:
         return msgspec.convert(named, params_type), timeout_s
     except msgspec.ValidationError as exc:

@@ -144,7 +144,7 @@ class Session:
     frames_in_flight: int = 0
     """JSON-RPC frames accepted and not yet answered; a batch is one."""
     _requests: set[RunningRequest] = attrs.field(factory=set)
-    _by_id: dict[RequestId, RunningRequest] = attrs.field(factory=dict)
+    _by_id: dict[RequestId | None, RunningRequest] = attrs.field(factory=dict)
     _last_ordered: Place | None = None
 
     @property
@@ -162,16 +162,16 @@ class Session:
 
         Raises `InvalidRequest` when its id is in flight already.
         """
-        self.check_id(request)
+        self.check_id(request.id)
         if request.id is not None:
             self._by_id[request.id] = request
         self._requests.add(request)
         if ordered:
             request.order = self._last_ordered = Place(self._last_ordered)
 
-    def check_id(self, request: RunningRequest) -> None:
+    def check_id(self, request_id: RequestId | None) -> None:
         """Raise `InvalidRequest` when the id is in flight already."""
-        if request.id is not None and request.id in self._by_id:
+        if request_id in self._by_id:
             raise InvalidRequest("a request with this id is still running")
 
     def end(self, request: RunningRequest) -> None:

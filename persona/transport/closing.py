@@ -1,4 +1,4 @@
-"""Last words: a close frame written by hand, and a moment for the peer to read what was sent.
+"""Ends: a write that takes too long; a close frame written by hand, and a moment for the peer to read it.
 
 Closing a socket with unread bytes in it resets the connection, which may take our last words with it.
 """
@@ -16,6 +16,28 @@ LINGER_BYTES = 64 * 1024
 def close_frame(code: int, reason: str) -> bytes:
     """A server's close frame. `reason` has at most 123 bytes."""
     return Frame(Opcode.CLOSE, Close(code, reason).serialize()).serialize(mask=False)
+
+
+class TooSlow(trio.BrokenResourceError):
+    """The peer took too long over what it was sent."""
+
+
+async def send_or_close(stream: trio.abc.Stream, data: bytes | memoryview, *, within_s: float) -> None:
+    """Send all of `data`, or close `stream` by force: half of it may be on the wire then, and nothing
+    sensible can follow.
+
+    Raises `TooSlow`, and what the stream raises.
+    """
+    is_sent = False
+    try:
+        with trio.move_on_after(within_s):
+            await stream.send_all(data)
+            is_sent = True
+    finally:
+        if not is_sent:
+            await trio.aclose_forcefully(stream)
+    if not is_sent:
+        raise TooSlow(f"a write took more than {within_s} s")
 
 
 async def say_goodbye(stream: trio.abc.Stream, last_words: bytes) -> None:

@@ -83,6 +83,9 @@ class Connection:
         self._is_corked = False
         # Whether the writer task has the socket.
         self._is_writing = False
+        # Where the writer task waits, once there is one. It stays: to start one for each answer would cost
+        # twice as much as to wake it, for an engine that cannot send without waiting.
+        self._writer: trio.lowlevel.ParkingLot | None = None
         # Set for the reader when the client has taken enough to be read from again.
         self._caught_up: trio.Event | None = None
         self.is_leaving = False
@@ -142,13 +145,13 @@ class Connection:
             try:
                 messages = await self._engine.receive()
             except PeerGone as exc:
-                self.goodbye = Goodbye(1000, "", "client" if exc.code != 1006 else "lost")
+                self.goodbye = Goodbye(1000, "", exc.cause)
                 return
             except BadMessage as exc:
                 self.goodbye = Goodbye(exc.code, exc.text, exc.cause)
                 return
             self.last_heard_at = trio.current_time()
-            self._metrics.received.inc(len(messages))
+            self._metrics.messages.received.count += len(messages)
             self._is_corked = True
             try:
                 for data in messages:
@@ -170,11 +173,9 @@ class Connection:
     def _take(self, data: str, nursery: trio.Nursery) -> bool:
         """See to one message; `False` when the client is to be sent away for it."""
         message = jsonrpc.decode(data, max_depth=self._limits.max_json_depth)
-        if not self._within_rate(message):
-            if self._patience.take(self.last_heard_at):
-                self.goodbye = Goodbye(1008, "rate limit ignored", "rate_limit")
-                return False
-            return True
+        retry_after_s = self._rate.take(self.last_heard_at)
+        if retry_after_s and not self._may_cancel(message):
+            return self._refuse(message, retry_after_s)
         work = self._dispatcher.accept(self.session, message, self)
         if isinstance(work, Work):
             self._hand_over(work, nursery)
@@ -182,16 +183,21 @@ class Connection:
             self.offer(work)
         return True
 
-    def _within_rate(self, message: jsonrpc.Message) -> bool:
-        bucket = self._cancels if _is_cancel(message) else self._rate
-        retry_after_s = bucket.take(self.last_heard_at)
-        if not retry_after_s:
-            return True
+    def _may_cancel(self, message: jsonrpc.Message) -> bool:
+        if not isinstance(message, jsonrpc.Request | jsonrpc.Notification):
+            return False
+        return message.method == "stream.cancel" and not self._cancels.take(self.last_heard_at)
+
+    def _refuse(self, message: jsonrpc.Message, retry_after_s: float) -> bool:
+        """Say that it is over its rate; `False` when it has been told often enough."""
         limited = RateLimited("too many messages", retry_after_s=retry_after_s)
         refusal = self._dispatcher.refuse(message, limited)
         if refusal is not None:
             self.offer(refusal)
-        return False
+        if self._patience.take(self.last_heard_at):
+            self.goodbye = Goodbye(1008, "rate limit ignored", "rate_limit")
+            return False
+        return True
 
     def _hand_over(self, work: Work, nursery: trio.Nursery) -> None:
         if self._inbox is None:
@@ -225,48 +231,47 @@ class Connection:
             return
         if self._is_corked and not self._outbox.is_half_full:
             return
-        if self._engine.sends_at_once and not self._send_at_once():
-            return
-        if self._outbox or self._engine.has_unsent:
-            self._is_writing = True
-            self._nursery.start_soon(self._write)
-        elif self._outbox.is_closed:
+        engine, outbox = self._engine, self._outbox
+        if engine.sends_at_once:
+            try:
+                while outbox or engine.has_unsent:
+                    engine.send_nowait(outbox.take(WRITE_BYTES))
+                    if engine.has_unsent:
+                        break  # the socket is full
+            except PeerGone as exc:
+                self.cut(Goodbye(1000, "", exc.cause))
+                return
+        if outbox or engine.has_unsent:
+            self._wake_writer(self._nursery)
+        elif outbox.is_closed:
             # `finish` was called, or the outbox overflowed and `cut` did the rest.
             self.cut(self.goodbye)
 
-    def _send_at_once(self) -> bool:
-        """Send as much as the socket takes; `False` when that was the end."""
-        engine, outbox = self._engine, self._outbox
-        try:
-            if engine.has_unsent:
-                engine.send_nowait(())
-            while outbox and not engine.has_unsent:
-                engine.send_nowait(outbox.take(WRITE_BYTES))
-        except PeerGone:
-            self.cut(Goodbye(1000, "", "lost"))
-            return False
-        return True
+    def _wake_writer(self, nursery: trio.Nursery) -> None:
+        self._is_writing = True
+        if self._writer is None:
+            self._writer = trio.lowlevel.ParkingLot()
+            nursery.start_soon(self._write, self._writer)
+        else:
+            self._writer.unpark()
 
-    async def _write(self) -> None:
-        """Send until nothing waits; a writer comes with the work and goes with it, as workers do."""
-        while self._outbox or self._engine.has_unsent:
-            messages = self._outbox.take(WRITE_BYTES)
-            if self._caught_up is not None and not self._outbox.is_half_full:
-                self._caught_up.set()
-            try:
-                # `fail_after` is the same and costs twice as much, for each message.
-                with trio.CancelScope(deadline=trio.current_time() + self._limits.write_deadline_s) as scope:
-                    await self._engine.send(messages)
-            except PeerGone:
-                self.cut(Goodbye(1000, "", "lost"))
+    async def _write(self, waiting: trio.lowlevel.ParkingLot) -> None:
+        engine, outbox = self._engine, self._outbox
+        while True:
+            while outbox or engine.has_unsent:
+                messages = outbox.take(WRITE_BYTES)
+                if self._caught_up is not None and not outbox.is_half_full:
+                    self._caught_up.set()
+                try:
+                    await engine.send(messages)
+                except PeerGone as exc:
+                    self.cut(Goodbye(1000, "", exc.cause))
+                    return
+            self._is_writing = False
+            if outbox.is_closed:
+                self.cut(self.goodbye)
                 return
-            if scope.cancelled_caught:
-                await self._engine.abort()
-                self.cut(Goodbye(1013, "", "write_deadline"))
-                return
-        self._is_writing = False
-        if self._outbox.is_closed:
-            self.cut(self.goodbye)
+            await waiting.park()
 
     async def _ping(self) -> None:
         try:
@@ -275,9 +280,5 @@ class Connection:
         except trio.TooSlowError:
             await self._engine.abort()
             self.cut(Goodbye(1001, "", "ping_timeout"))
-        except PeerGone:
-            self.cut(Goodbye(1000, "", "lost"))
-
-
-def _is_cancel(message: jsonrpc.Message) -> bool:
-    return isinstance(message, jsonrpc.Request | jsonrpc.Notification) and message.method == "stream.cancel"
+        except PeerGone as exc:
+            self.cut(Goodbye(1000, "", exc.cause))

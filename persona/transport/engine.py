@@ -17,11 +17,13 @@ from persona.transport.handshake import RequestHead
 
 
 class PeerGone(Exception):
-    """The peer closed, or the connection broke. `code` is the close code, 1006 if there was none."""
+    """The peer closed, or the connection broke. `code` is the close code, 1006 if there was none; `cause`
+    is a word for the metric."""
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, cause: str = "") -> None:
         super().__init__(f"close code {code}")
         self.code = code
+        self.cause = cause or ("lost" if code == 1006 else "client")
 
 
 class BadMessage(Exception):
@@ -44,6 +46,8 @@ class EngineOptions:
     control_rate_per_minute: float
     """Frames that bring no message: control frames, and fragments that do not end one. 0 is no limit."""
     control_rate_burst: int
+    write_deadline_s: float
+    """How long one write may take; then the socket is closed."""
 
 
 class Engine(Protocol):
@@ -73,8 +77,9 @@ class Engine(Protocol):
         ...
 
     async def send(self, messages: Sequence[bytes]) -> None:
-        """Send text messages. Raises `PeerGone`. After a send that was cancelled `aclose` will only
-        `abort`: half a frame may be on the wire, and nothing sensible can follow it."""
+        """Send text messages. Raises `PeerGone`, with the cause `write_deadline` where it took too long.
+        After that, or a send that was cancelled, `aclose` will only `abort`: half a frame may be on the
+        wire, and nothing sensible can follow it."""
         ...
 
     def send_nowait(self, messages: Sequence[bytes]) -> None:

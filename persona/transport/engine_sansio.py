@@ -17,7 +17,7 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from persona.transport.closing import LINGER_BYTES, close_frame, linger
+from persona.transport.closing import LINGER_BYTES, TooSlow, close_frame, linger, send_or_close
 from persona.transport.engine import (
     BadMessage,
     EngineOptions,
@@ -67,6 +67,7 @@ class SansioEngine:
         self._socket = stream if isinstance(stream, SocketStream) else None
         self._framer = framer
         self._max_bytes = options.max_message_bytes
+        self._write_deadline_s = options.write_deadline_s
         self._protocol = ServerProtocol(state=State.OPEN, max_size=options.max_message_bytes)
         self._control = TokenBucket(
             per_minute=options.control_rate_per_minute,
@@ -208,10 +209,10 @@ class SansioEngine:
     async def send(self, messages: Sequence[bytes]) -> None:
         data, self._unsent = self._unsent + self._framed(messages), b""
         try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await send_or_close(self._stream, data, within_s=self._write_deadline_s)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._is_cut_off = True
-            raise PeerGone(1006) from None
+            raise PeerGone(1006, "write_deadline" if isinstance(exc, TooSlow) else "") from None
         except BaseException:
             self._is_cut_off = True
             raise

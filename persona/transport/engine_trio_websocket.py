@@ -12,7 +12,7 @@ import trio
 import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
-from persona.transport.closing import LINGER_BYTES, close_frame, say_goodbye
+from persona.transport.closing import LINGER_BYTES, TooSlow, close_frame, say_goodbye, send_or_close
 from persona.transport.engine import (
     BadMessage,
     EngineOptions,
@@ -40,8 +40,11 @@ class LentStream(trio.abc.HalfCloseableStream):
     """A stream as trio-websocket sees it: the opening request again, then what `stream` brings. Closing
     it leaves `stream` open."""
 
-    def __init__(self, stream: trio.abc.Stream, head: RequestHead, scanner: FrameScanner) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, head: RequestHead, scanner: FrameScanner, write_deadline_s: float
+    ) -> None:
         self._stream = stream
+        self._write_deadline_s = write_deadline_s
         self._socket = stream if isinstance(stream, SocketStream) else None
         self._replay = head.raw
         self._scanner = scanner
@@ -55,6 +58,8 @@ class LentStream(trio.abc.HalfCloseableStream):
         """Whether the peer's end was seen, or the stream broke."""
         self.is_cut_off = False
         """Whether a send was cut, so that half a frame may be on the wire."""
+        self.is_too_slow = False
+        """Whether that was because the peer did not take it."""
         self.sent_close = False
 
     def limit(self, size_bytes: int) -> None:
@@ -67,9 +72,11 @@ class LentStream(trio.abc.HalfCloseableStream):
         try:
             sent = 0 if self._socket is None else self._socket.send_nowait(data)
             if sent < len(data):
-                await self._stream.send_all(data[sent:])
-        except BaseException:
+                # A deadline costs more than all of this; only what the kernel does not take needs one.
+                await send_or_close(self._stream, memoryview(data)[sent:], within_s=self._write_deadline_s)
+        except BaseException as exc:
             self.is_cut_off = True
+            self.is_too_slow = isinstance(exc, TooSlow)
             raise
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -138,7 +145,7 @@ class TrioWebsocketEngine:
     ) -> "TrioWebsocketEngine":
         """See `AcceptEngine`. The reader task lives in `nursery`."""
         scanner = FrameScanner(options, trio.current_time)
-        lent = LentStream(stream, head, scanner)
+        lent = LentStream(stream, head, scanner, options.write_deadline_s)
         request = await trio_websocket.wrap_server_stream(
             nursery,
             lent,
@@ -163,6 +170,8 @@ class TrioWebsocketEngine:
     def _ending(self, closed: trio_websocket.ConnectionClosed) -> PeerGone | BadMessage:
         if self._scanner.verdict is not None:
             return self._scanner.verdict
+        if self._lent.is_too_slow:
+            return PeerGone(1006, "write_deadline")
         code = _code(closed)
         if code in _OUR_MISTAKE and not self._lent.sent_close:
             return _OUR_MISTAKE[code]()
@@ -173,7 +182,7 @@ class TrioWebsocketEngine:
             for message in messages:
                 await self._connection.send_message(message.decode())
         except trio_websocket.ConnectionClosed as exc:
-            raise PeerGone(_code(exc)) from None
+            raise PeerGone(_code(exc), "write_deadline" if self._lent.is_too_slow else "") from None
 
     def send_nowait(self, messages: Sequence[bytes]) -> None:
         raise NotImplementedError("trio-websocket sends as it can")

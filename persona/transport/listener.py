@@ -71,6 +71,7 @@ class Listener:
             max_message_bytes=self._limits.max_message_bytes,
             control_rate_per_minute=self._limits.control_rate_limit_per_minute,
             control_rate_burst=self._limits.control_rate_limit_burst,
+            write_deadline_s=self._limits.write_deadline_s,
         )
         self.keepalive = Keepalive(self._limits.ping_interval_s)
         """To be run for as long as streams are served."""

@@ -36,17 +36,20 @@ class Outbox:
         """Queue `frame`; `False` when it does not fit or the outbox is closed."""
         if self.is_closed:
             return False
-        if not isinstance(frame, bytes) and self._join(frame):
+        if isinstance(frame, bytes):
+            size_bytes = len(frame)
+        elif self._join(frame):
             return True
-        size_bytes = _size(frame)
-        full = len(self._frames) >= self._max_messages
-        if full or (self._frames and self.pending_bytes + size_bytes > self._max_bytes):
+        else:
+            size_bytes = frame.size_bytes
+        pending_bytes = self.pending_bytes + size_bytes
+        if self._frames and (pending_bytes > self._max_bytes or len(self._frames) >= self._max_messages):
             self.is_closed = self.overflowed = True
             return False
         self._frames.append(frame)
         if not isinstance(frame, bytes):
             self._growing[id(frame.series)] = frame
-        self.pending_bytes += size_bytes
+        self.pending_bytes = pending_bytes
         return True
 
     def _join(self, frame: Joinable) -> bool:

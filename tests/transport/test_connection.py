@@ -37,6 +37,7 @@ class PlayedEngine:
         self.pings = 0
         self.aborted = False
         self.stuck = False
+        self.send_fails: PeerGone | None = None
         self.deaf = False
 
     async def receive(self) -> list[str]:
@@ -50,6 +51,8 @@ class PlayedEngine:
         if self.stuck:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
+        if self.send_fails is not None:
+            raise self.send_fails
         self.sent.extend(json.loads(message) for message in messages)
 
     def send_nowait(self, messages: Sequence[bytes]) -> None:
@@ -146,7 +149,7 @@ async def test_workers_come_with_the_work_and_all_but_one_go_with_it(autojump_cl
         await wait_all_tasks_blocked()
         assert tasks() == idle + 8
         await trio.sleep(2)
-        assert tasks() == idle + 1
+        assert tasks() == idle + 2  # the writer came, and stays too
         played.say(*(call("t.sleep", n, seconds=1) for n in range(8)))
         await trio.sleep(2)
         assert len(played.engine.sent) == 16
@@ -192,17 +195,19 @@ async def test_a_client_that_does_not_read_is_cut_by_bytes(autojump_clock: MockC
     assert played.goodbye == Goodbye(1013, "too slow to read", "slow_consumer")
 
 
-async def test_a_write_that_takes_too_long_ends_it_by_force(autojump_clock: MockClock) -> None:
-    played = play(write_deadline_s=10.0)
-    played.engine.stuck = True
+@pytest.mark.parametrize("cause", ["write_deadline", "lost"])
+async def test_a_write_that_fails_ends_it_under_the_engines_cause(
+    autojump_clock: MockClock, cause: str
+) -> None:
+    played = play()
+    played.engine.send_fails = PeerGone(1006, cause)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(played.run)
         await wait_all_tasks_blocked()
         played.connection.offer(b"0")
-    assert trio.current_time() == 10
-    assert played.engine.aborted
+    assert trio.current_time() == 0
     assert played.goodbye is not None
-    assert played.goodbye.cause == "write_deadline"
+    assert played.goodbye.cause == cause
 
 
 async def test_a_dead_peer_is_gone_within_the_sum_of_the_ping_times(autojump_clock: MockClock) -> None:

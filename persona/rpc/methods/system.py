@@ -68,7 +68,7 @@ class SystemMethods:
         figures = self._figures()
         everybody = self._personas.all()
         current = self._personas.get(call.session.current_persona_id or "")
-        count, total_s = self._answered()
+        count, total_s = self._metrics.messages.answered()
         return r.SystemStatus(
             system_status="operational" if figures.status == "ok" else figures.status,
             status=figures.status,
@@ -116,14 +116,3 @@ class SystemMethods:
                 return False
             return True
         return False
-
-    def _answered(self) -> tuple[int, float]:
-        """How many calls were answered, and their time in all, in seconds."""
-        count = total_s = 0.0
-        for family in self._metrics.request_seconds.collect():
-            for sample in family.samples:
-                if sample.name.endswith("_count"):
-                    count += sample.value
-                elif sample.name.endswith("_sum"):
-                    total_s += sample.value
-        return int(count), total_s
