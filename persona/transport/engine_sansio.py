@@ -12,7 +12,7 @@ from http import HTTPStatus
 import trio
 from websockets.datastructures import Headers
 from websockets.exceptions import PayloadTooBig
-from websockets.frames import Frame, Opcode
+from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -170,6 +170,11 @@ class SansioEngine:
             assert isinstance(frame, Frame)
             self._take(frame, messages)
         if protocol.parser_exc is not None:
+            if protocol.close_rcvd is not None:
+                # A close between fragments. The RFC allows any control frame there (5.4); the protocol
+                # would fail the connection with 1002.
+                self._farewell = _close_answer(protocol.close_rcvd)
+                raise PeerGone(protocol.close_rcvd.code)
             raise self._fault(protocol.parser_exc)
         if answers := protocol.data_to_send():
             self._keep(b"".join(answers))
@@ -302,6 +307,12 @@ def _accepted(head: RequestHead, subprotocol: str | None) -> bytes:
     if subprotocol is not None:
         response.headers["Sec-WebSocket-Protocol"] = subprotocol
     return response.serialize()
+
+
+def _close_answer(received: Close) -> bytes:
+    """The close frame that says the same. 1005 stands for no code."""
+    payload = b"" if received.code == CloseCode.NO_STATUS_RCVD else received.serialize()
+    return Frame(Opcode.CLOSE, payload).serialize(mask=False)
 
 
 def _decoded(text: bytes) -> str:
