@@ -1,5 +1,6 @@
 """Sessions: `nox -s tests` is the one to run while working; `.ci/run` runs them all."""
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -10,6 +11,9 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 MATRIX = ["3.11", "3.13"]
+AUTOBAHN = "autobahntestsuite==25.10.1"
+# The last line of releases that makes environments for Python 2.7.
+VIRTUALENV = "virtualenv==20.21.1"
 
 
 def install(session: nox.Session, extra: str) -> None:
@@ -77,3 +81,37 @@ def demo(session: nox.Session) -> None:
     session.install("-q", ".")
     database = session.create_tmp() + "/demo.db"
     session.run("persona", "demo", "--db", database, "--say", *(session.posargs or ["Hello, Aria!"]))
+
+
+@nox.session
+def autobahn(session: nox.Session) -> None:
+    """Autobahn's fuzzing client against both engines; needs a Python 2.7 for the client."""
+    python = find_python27(session)
+    if python is None:
+        session.skip("no Python 2.7 found, and Autobahn's fuzzing client runs on nothing newer")
+    install(session, "test")
+    session.install("-q", VIRTUALENV)
+    folder = Path(session.create_tmp())
+    client = folder / "python2.7"
+    session.run("virtualenv", "-q", "-p", python, str(client))
+    pip = ("-m", "pip", "--no-python-version-warning", "install", "-q")
+    session.run(str(client / "bin/python"), *pip, AUTOBAHN, external=True)
+    session.run("python", "-m", "tests.autobahn", str(client / "bin/wstest"), str(folder))
+
+
+def find_python27(session: nox.Session) -> str | None:
+    """The first Python 2.7 that works: on the path, where it may be a shim of pyenv's for a version that is
+    not chosen, or among pyenv's versions."""
+
+    def output(*command: str) -> str:
+        return str(session.run(*command, external=True, silent=True, log=False, success_codes=range(256)))
+
+    candidates = [shutil.which("python2.7")]
+    if shutil.which("pyenv"):
+        root = Path(output("pyenv", "root").strip())
+        candidates += map(str, sorted(root.glob("versions/2.7*/bin/python2.7")))
+    version = "import sys; print('%d.%d' % sys.version_info[:2])"
+    for python in candidates:
+        if python is not None and output(python, "-c", version).strip() == "2.7":
+            return python
+    return None

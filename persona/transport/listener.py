@@ -44,7 +44,7 @@ REVOKED = Goodbye(1008, "the token is no longer valid", "revoked")
 
 
 class Listener:
-    """Accepts streams and serves each as a connection."""
+    """Accepts streams and serves each as a connection, of `connection_class`."""
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Listener:
         hub: Hub,
         metrics: Metrics,
         has_memory: Callable[[], bool] = lambda: True,
+        connection_class: type[Connection] = Connection,
     ) -> None:
         self._limits = settings.limits
         self._grace_s = settings.server.graceful_timeout_s
@@ -64,6 +65,7 @@ class Listener:
         self._hub = hub
         self._metrics = metrics
         self._has_memory = has_memory
+        self._connection_class = connection_class
         self._accept: AcceptEngine = (
             AcceptSansio() if settings.server.engine == "sansio" else TrioWebsocketEngine.accept
         )
@@ -201,7 +203,7 @@ class Listener:
 
     async def _run(self, engine: Engine, admitted: Admitted) -> None:
         session = self._sessions.open(admitted.identity)
-        connection = Connection(
+        connection = self._connection_class(
             engine, session, dispatcher=self._dispatcher, limits=self._limits, metrics=self._metrics
         )
         with self._listed(connection), structlog.contextvars.bound_contextvars(connection=session.id):

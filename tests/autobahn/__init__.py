@@ -1,0 +1,1 @@
+"""Autobahn's fuzzing client against both engines: see the nox session `autobahn`."""
