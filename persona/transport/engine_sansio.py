@@ -81,6 +81,8 @@ class SansioEngine:
         """Of the frame that the protocol has begun to read."""
         self._fragments: list[bytes] = []
         self._unsent = b""
+        self._send_ended: trio.Event | None = None
+        """There while a `send` is under way."""
         self._ending: PeerGone | BadMessage | None = None
         """What `receive` raises once it has given the messages before it."""
         self._farewell: bytes | None = None
@@ -105,6 +107,9 @@ class SansioEngine:
             messages = self._parse_some()
             if messages:
                 return messages
+        if self._farewell is not None and self._send_ended is not None:
+            # Who has said goodbye gets the frame that is under way to its end, and an answer after it.
+            await self._send_ended.wait()
         raise self._ending
 
     async def _read(self, max_bytes: int) -> int:
@@ -212,7 +217,11 @@ class SansioEngine:
             self.on_unsent()
 
     async def send(self, messages: Sequence[bytes]) -> None:
+        if self._farewell is not None and self._ending is not None:
+            # Nothing new is begun; what is left of a frame goes with the answer.
+            raise self._ending
         data, self._unsent = self._unsent + self._framed(messages), b""
+        self._send_ended = trio.Event()
         try:
             await send_or_close(self._stream, data, within_s=self._write_deadline_s)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -221,6 +230,9 @@ class SansioEngine:
         except BaseException:
             self._is_cut_off = True
             raise
+        finally:
+            self._send_ended.set()
+            self._send_ended = None
 
     def send_nowait(self, messages: Sequence[bytes]) -> None:
         assert self._socket is not None
