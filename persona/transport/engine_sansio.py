@@ -274,7 +274,7 @@ class SansioEngine:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            await self.abort()
+            await trio.aclose_forcefully(self._stream)
 
     async def _wait_for_close(self) -> None:
         """Read to the peer's goodbye, which cannot be far."""

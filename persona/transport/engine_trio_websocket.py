@@ -208,7 +208,7 @@ class TrioWebsocketEngine:
             # The peer's close arrived while ours was being made; wsproto calls that our mistake.
             pass
         finally:
-            await self.abort()
+            await trio.aclose_forcefully(self._stream)
 
     async def abort(self) -> None:
         await trio.aclose_forcefully(self._stream)
