@@ -13,7 +13,9 @@ from persona.transport.engine_sansio import AcceptSansio, SansioEngine
 from persona.transport.handshake import read_head
 from tests.transport.house import HEAD, House, open_by_hand, open_house
 
-OPTIONS = EngineOptions(max_message_bytes=1000, control_rate_per_minute=0, control_rate_burst=1)
+OPTIONS = EngineOptions(
+    max_message_bytes=1000, control_rate_per_minute=0, control_rate_burst=1, write_deadline_s=10.0
+)
 
 
 @asynccontextmanager
