@@ -19,11 +19,16 @@ def isoformat(time_s: float) -> str:
     return _moment(round(time_s * 1e6) // 1000)
 
 
+# Nearly every time that is written is of this moment: the events and answers of one turn of the loop.
 @lru_cache(maxsize=16)
 def _moment(milliseconds: int) -> str:
-    # Nearly every time that is written is of this moment: the events and answers of one turn of the loop.
     seconds, rest = divmod(milliseconds, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+    return f"{_second(seconds)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 class Priority(enum.StrEnum):

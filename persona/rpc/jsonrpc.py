@@ -45,7 +45,8 @@ _ENCODER_MAX_DEPTH = 254
 _ABSENT: Any = object()
 
 
-@attrs.frozen
+# Not frozen, as the others are: one is made for each message, and freezing makes that three times as dear.
+@attrs.define
 class Request:
     """A call that must be answered under `id`, a string or an integer."""
 
