@@ -30,8 +30,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The slow tests: kill -9 rounds, hundreds of sockets."""
-    install(session, "test")
+    """The slow tests: kill -9 rounds, hundreds of sockets, the servers that ours is measured beside."""
+    install(session, "test,peers")
     session.run("pytest", "-q", "-m", "slow", *session.posargs)
 
 
@@ -81,6 +81,13 @@ def demo(session: nox.Session) -> None:
     session.install("-q", ".")
     database = session.create_tmp() + "/demo.db"
     session.run("persona", "demo", "--db", database, "--say", *(session.posargs or ["Hello, Aria!"]))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Ours beside other servers, as ratios: the tables of docs/performance.md. Takes some minutes."""
+    install(session, "peers")
+    session.run("python", "-m", "loadgen.bench", *session.posargs)
 
 
 @nox.session

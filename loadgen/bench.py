@@ -26,7 +26,6 @@ class Scenario:
     name: str
     servers: tuple[str, ...]
     unit: str
-    higher_is_better: bool
     measure: Callable[[ServerProcess, float], dict[str, float]]
     marks: tuple[tuple[str, str, float], ...]
     """Server, the one it is compared with, and the ratio that is the mark."""
@@ -82,7 +81,6 @@ def scenarios() -> Iterator[Scenario]:
             f"ping, {connections} connections, closed loop",
             (*web, "trio-websocket", ECHO),
             "us",
-            False,
             _pings(connections, 1),
             (("sansio", "uvicorn", 1.0), ("sansio", "aiohttp", 0.6), ("trio-websocket", ECHO, 0.7)),
         )
@@ -90,7 +88,6 @@ def scenarios() -> Iterator[Scenario]:
         "ping, 10 connections, 16 in flight",
         (*web, "trio-websocket", ECHO),
         "us",
-        False,
         _pings(10, 16),
         (("sansio", "aiohttp", 1.0),),
     )
@@ -99,7 +96,6 @@ def scenarios() -> Iterator[Scenario]:
             f"broadcast of {BROADCAST_BYTES} bytes to {subscribers}, last receipt",
             (*web, "trio-websocket"),
             "ms",
-            False,
             _broadcast(subscribers),
             (("sansio", "aiohttp", 1 / 1.3),),
         )
@@ -107,7 +103,6 @@ def scenarios() -> Iterator[Scenario]:
         "memory of an idle connection, 2000 connections",
         (*web, "trio-websocket"),
         "kB",
-        False,
         _memory(2000),
         (("sansio", "20 kB", 1.0), ("trio-websocket", "30 kB", 1.0)),
     )

@@ -42,10 +42,19 @@ class WireConnection:
         """Connect and upgrade. Raises `WrongAnswer` when it is refused."""
         parts = urlsplit(url)
         sock = socket.create_connection((parts.hostname, parts.port), timeout=30)
+        try:
+            return cls(sock, cls._upgrade(sock, parts.path, parts.netloc))
+        except BaseException:
+            sock.close()
+            raise
+
+    @staticmethod
+    def _upgrade(sock: socket.socket, path: str, host: str) -> bytes:
+        """What came after the server's welcome."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         key = base64.b64encode(os.urandom(16)).decode()
         sock.sendall(
-            f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: {host}\r\n"
             "Connection: Upgrade\r\nUpgrade: websocket\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
         )
@@ -58,7 +67,7 @@ class WireConnection:
         if not head.startswith(b"HTTP/1.1 101"):
             raise WrongAnswer(head.partition(b"\r\n")[0].decode("ascii", "replace"))
         sock.setblocking(False)
-        return cls(sock, head.partition(b"\r\n\r\n")[2])
+        return head.partition(b"\r\n\r\n")[2]
 
     def fileno(self) -> int:
         """For epoll."""
@@ -79,15 +88,18 @@ class WireConnection:
             raise WrongAnswer("the server closed the connection")
         buffer = self._buffer + data if self._buffer else data
         start = 0
-        while (frame := _frame(buffer, start)) is not None:
-            opcode, payload, start = frame
-            if opcode == 0x9:
-                self.send(struct.pack("!BBI", 0x8A, 0x80 | len(payload), 0) + payload)
-            elif opcode == 0x1:
-                yield orjson.loads(payload)
-            else:
-                raise WrongAnswer(f"a frame of kind {opcode}")
-        self._buffer = buffer[start:]
+        try:
+            while (frame := _frame(buffer, start)) is not None:
+                opcode, payload, start = frame
+                if opcode == 0x9:
+                    self.send(struct.pack("!BBI", 0x8A, 0x80 | len(payload), 0) + payload)
+                elif opcode == 0x1:
+                    yield orjson.loads(payload)
+                else:
+                    raise WrongAnswer(f"a frame of kind {opcode}")
+        finally:
+            # Also for who takes the first message and leaves.
+            self._buffer = buffer[start:]
 
     def call(self, method: str, params: dict[str, Any]) -> Any:
         """One request and its result, waiting for it."""
