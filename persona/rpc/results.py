@@ -272,7 +272,8 @@ class Topics:
     topics: list[str]
 
 
-@attrs.frozen(kw_only=True)
+# Not frozen, as the others are: the price of freezing shows where an answer is all there is to do.
+@attrs.define(kw_only=True)
 class Pong:
     """Answer of `system.ping`."""
 

@@ -227,9 +227,9 @@ class Connection:
 
     def _flush(self) -> None:
         """Let what waits be sent: now if that needs no waiting, else by the writer."""
-        if self._is_writing or self._nursery is None or self.is_leaving:
-            return
         if self._is_corked and not self._outbox.is_half_full:
+            return
+        if self._is_writing or self._nursery is None or self.is_leaving:
             return
         engine, outbox = self._engine, self._outbox
         if engine.sends_at_once:

@@ -21,6 +21,8 @@ class Outbox:
     def __init__(self, *, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
+        self._half_messages = max_messages / 2
+        self._half_bytes = max_bytes / 2
         self._frames: deque[Frame] = deque()
         # The last frame of each series that waits, by the series' identity.
         self._growing: dict[int, Joinable] = {}
@@ -66,7 +68,7 @@ class Outbox:
     @property
     def is_half_full(self) -> bool:
         """By messages or by bytes."""
-        return 2 * len(self._frames) >= self._max_messages or 2 * self.pending_bytes >= self._max_bytes
+        return len(self._frames) >= self._half_messages or self.pending_bytes >= self._half_bytes
 
     def close(self) -> None:
         """Take no more; what is queued can still be taken."""
