@@ -22,21 +22,12 @@ class TooSlow(trio.BrokenResourceError):
     """The peer took too long over what it was sent."""
 
 
-async def send_or_close(stream: trio.abc.Stream, data: bytes | memoryview, *, within_s: float) -> None:
-    """Send all of `data`, or close `stream` by force: half of it may be on the wire then, and nothing
-    sensible can follow.
-
-    Raises `TooSlow`, and what the stream raises.
-    """
-    is_sent = False
-    try:
-        with trio.move_on_after(within_s):
-            await stream.send_all(data)
-            is_sent = True
-    finally:
-        if not is_sent:
-            await trio.aclose_forcefully(stream)
-    if not is_sent:
+async def send_within(stream: trio.abc.SendStream, data: bytes | memoryview, within_s: float) -> None:
+    """Send all of `data`. Raises `TooSlow`, and what the stream raises; a part may be on the wire then, and
+    nothing sensible can follow it."""
+    with trio.move_on_after(within_s) as deadline:
+        await stream.send_all(data)
+    if deadline.cancelled_caught:
         raise TooSlow(f"a write took more than {within_s} s")
 
 

@@ -17,7 +17,7 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from persona.transport.closing import LINGER_BYTES, TooSlow, close_frame, linger, send_or_close
+from persona.transport.closing import LINGER_BYTES, TooSlow, close_frame, linger, send_within
 from persona.transport.engine import (
     BadMessage,
     EngineOptions,
@@ -88,6 +88,8 @@ class SansioEngine:
         self._farewell: bytes | None = None
         """The answer to the peer's close frame."""
         self._is_cut_off = False
+        self._lost = ""
+        """Why the connection was given up, if it was."""
         self._ping: trio.Event | None = None
 
     @property
@@ -120,7 +122,7 @@ class SansioEngine:
             data = b""
         if not data:
             self._is_cut_off = True
-            raise PeerGone(1006)
+            raise PeerGone(1006, self._lost)
         if self._unparsed:
             # A message that comes in very small pieces must not be copied for each.
             held = self._unparsed if isinstance(self._unparsed, bytearray) else bytearray(self._unparsed)
@@ -223,10 +225,16 @@ class SansioEngine:
         data, self._unsent = self._unsent + self._framed(messages), b""
         self._send_ended = trio.Event()
         try:
-            await send_or_close(self._stream, data, within_s=self._write_deadline_s)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            await send_within(self._stream, data, self._write_deadline_s)
+        except TooSlow:
+            # The reason first: the reader wakes on a closed stream.
+            self._lost = "write_deadline"
             self._is_cut_off = True
-            raise PeerGone(1006, "write_deadline" if isinstance(exc, TooSlow) else "") from None
+            await trio.aclose_forcefully(self._stream)
+            raise PeerGone(1006, self._lost) from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._is_cut_off = True
+            raise PeerGone(1006) from None
         except BaseException:
             self._is_cut_off = True
             raise

@@ -12,7 +12,7 @@ import trio
 import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
-from persona.transport.closing import LINGER_BYTES, TooSlow, close_frame, say_goodbye, send_or_close
+from persona.transport.closing import LINGER_BYTES, TooSlow, close_frame, say_goodbye, send_within
 from persona.transport.engine import (
     BadMessage,
     EngineOptions,
@@ -73,10 +73,14 @@ class LentStream(trio.abc.HalfCloseableStream):
             sent = 0 if self._socket is None else self._socket.send_nowait(data)
             if sent < len(data):
                 # A deadline costs more than all of this; only what the kernel does not take needs one.
-                await send_or_close(self._stream, memoryview(data)[sent:], within_s=self._write_deadline_s)
-        except BaseException as exc:
+                await send_within(self._stream, memoryview(data)[sent:], self._write_deadline_s)
+        except TooSlow:
+            # The reason first: the reader wakes on a closed stream.
+            self.is_cut_off = self.is_too_slow = True
+            await trio.aclose_forcefully(self._stream)
+            raise
+        except BaseException:
             self.is_cut_off = True
-            self.is_too_slow = isinstance(exc, TooSlow)
             raise
 
     async def wait_send_all_might_not_block(self) -> None:
