@@ -86,6 +86,8 @@ class Connection:
         # Where the writer task waits, once there is one. It stays: to start one for each answer would cost
         # twice as much as to wake it, for an engine that cannot send without waiting.
         self._writer: trio.lowlevel.ParkingLot | None = None
+        # Whether a ping is under way.
+        self._is_asked = False
         # Set for the reader when the client has taken enough to be read from again.
         self._caught_up: trio.Event | None = None
         self.is_leaving = False
@@ -136,8 +138,9 @@ class Connection:
         self._flush()
 
     def ask(self) -> None:
-        """Ping the client; one that does not answer in time is cut."""
-        if self._nursery is not None and not self.is_leaving:
+        """Ping the client, unless it still has to answer; one that does not in time is cut."""
+        if self._nursery is not None and not self.is_leaving and not self._is_asked:
+            self._is_asked = True
             self._nursery.start_soon(self._ping)
 
     async def _read(self, nursery: trio.Nursery) -> None:
@@ -282,3 +285,4 @@ class Connection:
             self.cut(Goodbye(1001, "", "ping_timeout"))
         except PeerGone as exc:
             self.cut(Goodbye(1000, "", exc.cause))
+        self._is_asked = False

@@ -1,6 +1,7 @@
 """One client = one nursery, over an engine that the test plays."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ class PlayedEngine:
         self.put, self._frames = trio.open_memory_channel[Any](1000)
         self.sent: list[Any] = []
         self.pings = 0
+        self.pong_after_s = 0.0
+        self.most_pings_at_once = 0
+        self._pings_at_once = 0
         self.aborted = False
         self.stuck = False
         self.send_fails: PeerGone | None = None
@@ -60,9 +64,12 @@ class PlayedEngine:
 
     async def ping(self) -> None:
         self.pings += 1
-        if self.deaf:
-            await trio.sleep_forever()
-        await trio.lowlevel.checkpoint()
+        self._pings_at_once += 1
+        self.most_pings_at_once = max(self.most_pings_at_once, self._pings_at_once)
+        try:
+            await trio.sleep(math.inf if self.deaf else self.pong_after_s)
+        finally:
+            self._pings_at_once -= 1
 
     async def aclose(self, code: int, reason: str) -> None:
         raise AssertionError("the listener closes, not the connection")
@@ -222,6 +229,22 @@ async def test_a_dead_peer_is_gone_within_the_sum_of_the_ping_times(autojump_clo
     assert played.engine.aborted
     assert played.goodbye is not None
     assert played.goodbye.cause == "ping_timeout"
+
+
+async def test_a_peer_slower_than_the_interval_and_quicker_than_the_timeout_stays(
+    autojump_clock: MockClock,
+) -> None:
+    """One ping at a time: a pong answers the last one only, and the one before would wait for ever."""
+    played = play(ping_interval_s=5.0, ping_timeout_s=20.0)
+    played.engine.pong_after_s = 7.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await trio.sleep(100)
+        assert played.goodbye is None
+        assert played.engine.most_pings_at_once == 1
+        assert played.engine.pings == 10
+        played.hang_up()
+    assert played.goodbye == Goodbye(1000, "", "client")
 
 
 async def test_one_that_was_cancelled_from_outside_is_left_alone(autojump_clock: MockClock) -> None:
