@@ -46,6 +46,10 @@ class ServerProcess:
         """Resident set size."""
         return int(self._process.memory_info().rss)
 
+    def descriptors(self) -> int:
+        """Open files and sockets."""
+        return int(self._process.num_fds())
+
 
 @contextmanager
 def _on_the_first_core() -> Iterator[None]:
