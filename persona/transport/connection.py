@@ -22,7 +22,7 @@ from persona.rpc import jsonrpc
 from persona.rpc.dispatch import Dispatcher, Work
 from persona.service.sessions import Session
 from persona.service.subscriber import Frame
-from persona.transport.engine import BadMessage, Engine, PeerGone
+from persona.transport.engine import BadMessage, Engine, PeerGone, nobody
 from persona.transport.outbox import Outbox
 from persona.transport.ratelimit import TokenBucket
 
@@ -103,16 +103,25 @@ class Connection:
     async def run(self) -> Goodbye:
         """Serve the client until one side ends it; how it ended. The engine is left open, unless
         it broke."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                self._flush()
-                await self._read(nursery)
-            finally:
-                # Also when it is cancelled from outside: it is still listed until its goodbye is said.
-                self.is_leaving = True
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    self._flush()
+                    await self._read(nursery)
+                finally:
+                    # Also when it is cancelled from outside: it is still listed until its goodbye is said.
+                    self.is_leaving = True
+                nursery.cancel_scope.cancel()
+        finally:
+            self._let_go()
         return self.goodbye
+
+    def _let_go(self) -> None:
+        """Give back what waits for the client now. A connection and its engine know each other, and the
+        garbage collector comes when there are many objects, however large they are."""
+        self._outbox.clear()
+        self._engine.on_unsent = nobody
 
     def offer(self, frame: Frame) -> bool:
         """Send a frame to the client, or queue it; `False` when it is leaving, or too slow, which ends

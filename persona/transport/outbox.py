@@ -74,6 +74,13 @@ class Outbox:
         """Take no more; what is queued can still be taken."""
         self.is_closed = True
 
+    def clear(self) -> None:
+        """Forget what is queued, and take no more."""
+        self.is_closed = True
+        self._frames.clear()
+        self._growing.clear()
+        self.pending_bytes = 0
+
     def take(self, max_bytes: int) -> list[bytes]:
         """The oldest frames, encoded: at least one if there is one, and more up to `max_bytes`."""
         taken: list[bytes] = []

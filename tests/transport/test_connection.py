@@ -1,7 +1,9 @@
 """One client = one nursery, over an engine that the test plays."""
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -256,7 +258,7 @@ async def test_one_that_was_cancelled_from_outside_is_left_alone(autojump_clock:
             await wait_all_tasks_blocked()
             outside.cancel()
     played.connection.ask()
-    assert played.connection.offer(b"0")
+    assert not played.connection.offer(b"0")
     played.connection.cut(Goodbye(1013, "", "shed"))
     played.connection.finish(Goodbye(1012, "", "shutdown"))
     assert played.engine.sent == []
@@ -310,6 +312,28 @@ async def test_finish_sends_what_is_queued_first() -> None:
         assert not played.connection.offer(b"late")
     assert played.engine.sent == list(range(10))
     assert played.goodbye == Goodbye(1012, "restart", "shutdown")
+
+
+async def test_what_it_held_does_not_wait_for_the_garbage_collector(autojump_clock: MockClock) -> None:
+    """It counts objects: a megabyte that nobody will send is one of them."""
+    played = play()
+    played.engine.stuck = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await wait_all_tasks_blocked()
+        for _ in range(10):
+            assert played.connection.offer(b"0" * 100_000)
+            await wait_all_tasks_blocked()
+        assert played.connection.pending_bytes == 900_000
+        nursery.cancel_scope.cancel()
+    assert played.connection.pending_bytes == 0
+    connection = weakref.ref(played.connection)
+    gc.disable()
+    try:
+        del played
+        assert connection() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_bug_leaves_as_it_is() -> None:

@@ -51,6 +51,16 @@ def test_as_much_is_taken_as_is_asked_for_and_one_at_least() -> None:
     assert (outbox.take(9), outbox.take(9)) == ([b"1"], [])
 
 
+def test_what_is_forgotten_is_gone_and_nothing_comes_after_it() -> None:
+    outbox = Outbox(max_messages=10, max_bytes=1000)
+    outbox.offer(b"1")
+    outbox.clear()
+    assert (len(outbox), outbox.pending_bytes) == (0, 0)
+    assert not outbox.offer(b"2")
+    assert not outbox.overflowed
+    assert outbox.take(9) == []
+
+
 def test_what_is_queued_can_be_taken_from_a_closed_one() -> None:
     outbox = Outbox(max_messages=10, max_bytes=1000)
     outbox.offer(b"1")
