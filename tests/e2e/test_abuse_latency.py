@@ -15,26 +15,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 
 from loadgen.servers import ServerProcess, running
-from loadgen.wire import WireConnection, connected, ping_loop
+from loadgen.wire import connected, ping_loop
 from tests.e2e.abusers import ABUSES
 from tests.e2e.siege import ENGINES
 
 CLIENTS = 10
 SLICE_S = 0.5
-TRIES = 6
-FLOOR_S = 0.005
-"""A p99 below this is good whatever it was before: twice next to nothing is no harm."""
+ROUNDS = 3
+MOST_ROUNDS = 12
+"""As many more as it takes, while the machine is busy with something else."""
+FLOOR_S = 0.010
+"""A p99 below this is good whatever it was before: a turn on a shared core takes as long."""
 STALL_S = 0.025
 """The same for the p99 of time; half of the shortest stall that is to be seen."""
-GROWTH_BYTES = 48_000_000
-"""What an abuse may add to the server's memory. The dearest are ten clients that do not read, each with an
-outbox of 1 MiB, the 64 KiB being written and as much being read, and 600 half-open sockets of some 10 kB;
-twice that, since what was freed is not at once given back."""
-LEFT_BYTES = 24_000_000
-"""What may be left of it after six rounds."""
+GROWTH_BYTES = 40_000_000
+"""What an abuse may add to the server's memory, however often it comes. The dearest are ten clients that do
+not read, each with an outbox of 1 MiB and three times 64 KiB being read and written, and 600 half-open
+sockets of some 10 kB; three times that, since memory that was freed in pieces is not at once given back."""
 
 
 def p99(latencies: "array[float]") -> float:
@@ -80,19 +81,21 @@ def descriptors_back(server: ServerProcess, before: int) -> None:
     assert server.descriptors() == before
 
 
-def slices(
-    abuse: str, server: ServerProcess, clients: list[WireConnection]
-) -> Iterator[tuple["array[float]", "array[float]", int]]:
-    """Latencies without the abuse, with it, and the memory at its end."""
-    port = int(server.url.rsplit(":", 1)[1].split("/")[0])
-    before = server.descriptors()
-    for _ in range(TRIES):
-        calm = ping_loop(clients, seconds=SLICE_S)
-        with under(abuse, port):
-            loud = ping_loop(clients, seconds=SLICE_S)
-            resident_bytes = server.resident_bytes()
-        descriptors_back(server, before)
-        yield calm, loud, resident_bytes
+@attrs.define
+class Best:
+    """The lowest p99 of any slice, of requests and of time."""
+
+    p99_s: float = math.inf
+    p99_of_time_s: float = math.inf
+
+    def take(self, latencies: "array[float]") -> None:
+        self.p99_s = min(self.p99_s, p99(latencies))
+        self.p99_of_time_s = min(self.p99_of_time_s, p99_of_time(latencies))
+
+    def is_hardly_worse_than(self, calm: "Best") -> bool:
+        return self.p99_s <= max(2 * calm.p99_s, FLOOR_S) and self.p99_of_time_s <= max(
+            2 * calm.p99_of_time_s, STALL_S
+        )
 
 
 @pytest.mark.slow
@@ -100,14 +103,15 @@ def slices(
 @pytest.mark.parametrize("abuse", ABUSES)
 def test_honest_clients_hardly_notice(abuse: str, engine: str) -> None:
     with running(engine) as server, connected(server.url, CLIENTS) as clients:
+        port = int(server.url.rsplit(":", 1)[1].split("/")[0])
         ping_loop(clients, seconds=SLICE_S)
-        before_bytes = server.resident_bytes()
-        calm_s, calm_of_time_s, loud_s, loud_of_time_s = (math.inf,) * 4
-        for calm, loud, resident_bytes in slices(abuse, server, clients):
-            assert resident_bytes - before_bytes < GROWTH_BYTES
-            calm_s, calm_of_time_s = min(calm_s, p99(calm)), min(calm_of_time_s, p99_of_time(calm))
-            loud_s, loud_of_time_s = min(loud_s, p99(loud)), min(loud_of_time_s, p99_of_time(loud))
-            print(calm_s, loud_s, calm_of_time_s, loud_of_time_s, resident_bytes - before_bytes)
-        assert loud_s <= max(2 * calm_s, FLOOR_S)
-        assert loud_of_time_s <= max(2 * calm_of_time_s, STALL_S)
-        assert server.resident_bytes() - before_bytes < LEFT_BYTES
+        before_bytes, before = server.resident_bytes(), server.descriptors()
+        calm, loud, rounds = Best(), Best(), 0
+        while rounds < ROUNDS or not (loud.is_hardly_worse_than(calm) or rounds == MOST_ROUNDS):
+            calm.take(ping_loop(clients, seconds=SLICE_S))
+            with under(abuse, port):
+                loud.take(ping_loop(clients, seconds=SLICE_S))
+                assert server.resident_bytes() - before_bytes < GROWTH_BYTES
+            descriptors_back(server, before)
+            rounds += 1
+        assert loud.is_hardly_worse_than(calm), (calm, loud)
