@@ -290,8 +290,9 @@ class Connection:
             with trio.fail_after(self._limits.ping_timeout_s):
                 await self._engine.ping()
         except trio.TooSlowError:
-            await self._engine.abort()
+            # The reason first: the reader takes a closed socket for a peer that has gone.
             self.cut(Goodbye(1001, "", "ping_timeout"))
+            await self._engine.abort()
         except PeerGone as exc:
             self.cut(Goodbye(1000, "", exc.cause))
         self._is_asked = False

@@ -78,6 +78,8 @@ class PlayedEngine:
 
     async def abort(self) -> None:
         self.aborted = True
+        self.put.send_nowait(PeerGone(1006))
+        await trio.lowlevel.checkpoint()
 
 
 @attrs.define
@@ -204,6 +206,21 @@ async def test_a_client_that_does_not_read_is_cut_by_bytes(autojump_clock: MockC
     assert played.goodbye == Goodbye(1013, "too slow to read", "slow_consumer")
 
 
+async def test_a_client_that_does_not_read_is_cut_by_messages(autojump_clock: MockClock) -> None:
+    played = play(max_pending_messages=10)
+    played.engine.stuck = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await wait_all_tasks_blocked()
+        assert played.connection.offer(b"0")  # the writer takes it, and is stuck with it
+        await wait_all_tasks_blocked()
+        assert all(played.connection.offer(b"1") for _ in range(10))
+        assert not played.connection.is_leaving
+        assert not played.connection.offer(b"2")
+    assert trio.current_time() == 0
+    assert played.goodbye == Goodbye(1013, "too slow to read", "slow_consumer")
+
+
 @pytest.mark.parametrize("cause", ["write_deadline", "lost"])
 async def test_a_write_that_fails_ends_it_under_the_engines_cause(
     autojump_clock: MockClock, cause: str
@@ -233,18 +250,22 @@ async def test_a_dead_peer_is_gone_within_the_sum_of_the_ping_times(autojump_clo
     assert played.goodbye.cause == "ping_timeout"
 
 
-async def test_a_peer_slower_than_the_interval_and_quicker_than_the_timeout_stays(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize(
+    ("interval_s", "timeout_s", "pong_after_s", "pings"),
+    # Slower than the interval: one ping at a time, for a pong answers the last one only.
+    [(30.0, 20.0, 19.9, 3), (5.0, 20.0, 7.0, 10)],
+)
+async def test_a_peer_that_answers_in_time_stays(
+    interval_s: float, timeout_s: float, pong_after_s: float, pings: int, autojump_clock: MockClock
 ) -> None:
-    """One ping at a time: a pong answers the last one only, and the one before would wait for ever."""
-    played = play(ping_interval_s=5.0, ping_timeout_s=20.0)
-    played.engine.pong_after_s = 7.0
+    played = play(ping_interval_s=interval_s, ping_timeout_s=timeout_s)
+    played.engine.pong_after_s = pong_after_s
     async with trio.open_nursery() as nursery:
         nursery.start_soon(played.run)
         await trio.sleep(100)
         assert played.goodbye is None
         assert played.engine.most_pings_at_once == 1
-        assert played.engine.pings == 10
+        assert played.engine.pings == pings
         played.hang_up()
     assert played.goodbye == Goodbye(1000, "", "client")
 
@@ -280,6 +301,22 @@ async def test_over_the_rate_is_refused_and_who_goes_on_is_cut(autojump_clock: M
         assert "result" in played.engine.sent[-1]
         played.say(*(call("t.sleep", n) for n in range(200)))
     assert played.goodbye == Goodbye(1008, "rate limit ignored", "rate_limit")
+
+
+async def test_who_keeps_to_the_rate_is_never_refused(autojump_clock: MockClock) -> None:
+    played = play(rate_limit_per_minute=60, rate_limit_burst=5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        for _ in range(3):
+            played.say(*(call("t.sleep", n) for n in range(5)))
+            for n in range(5, 65):
+                await trio.sleep(1)
+                played.say(call("t.sleep", n))
+            # What was saved up meanwhile is no more than one burst.
+            await trio.sleep(60)
+        assert len(played.engine.sent) == 3 * 65
+        assert all("result" in reply for reply in played.engine.sent)
+        played.hang_up()
 
 
 async def test_a_cancel_gets_through_when_the_rate_is_used_up() -> None:
