@@ -95,6 +95,10 @@ async def read_head(stream: trio.abc.ReceiveStream) -> RequestHead | None:
             raise Refused(status, "bad_request", "This is no HTTP request this server understands.") from None
         if isinstance(event, h11.Request):
             surplus, _ = connection.trailing_data
+            if len(raw) - len(surplus) > MAX_HEAD_BYTES:
+                # h11 bounds what is incomplete, and the end of this one came with the last read.
+                status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+                raise Refused(status, "bad_request", "The request's headers are too long.")
             return RequestHead(
                 event.method.decode("ascii"),
                 event.target.decode("ascii", "replace"),

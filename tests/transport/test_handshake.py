@@ -59,6 +59,8 @@ async def test_a_peer_that_says_nothing() -> None:
         b"GET /mcp HTTP/1.1\r\nHost : a\r\n\r\n",
         b"A" * (MAX_HEAD_BYTES + 1),
         b"GET /mcp HTTP/1.1\r\nHost: a\r\nX: " + b"y" * MAX_HEAD_BYTES,
+        # All there before it is known to be too long.
+        b"GET /mcp HTTP/1.1\r\nHost: a\r\nX: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n",
         HEAD[:40],
     ],
 )
@@ -69,6 +71,21 @@ async def test_what_is_no_request_is_refused(sent: bytes) -> None:
     with pytest.raises(Refused) as caught:
         await read_head(theirs)
     assert 400 <= caught.value.status < 500
+
+
+@pytest.mark.parametrize(("spare_bytes", "is_taken"), [(0, True), (-1, False)])
+async def test_the_bound_is_exact(spare_bytes: int, is_taken: bool) -> None:
+    ours, theirs = memory_stream_pair()
+    filling = b"X-Filling: " + b"y" * (MAX_HEAD_BYTES - len(HEAD) - len(b"X-Filling: \r\n") - spare_bytes)
+    await ours.send_all(HEAD[:-2] + filling + b"\r\n\r\n" + b"\x81\x85first frame" * 1000)
+    if is_taken:
+        head = await read_head(theirs)
+        assert head is not None
+        assert len(head.raw) == MAX_HEAD_BYTES
+    else:
+        with pytest.raises(Refused) as caught:
+            await read_head(theirs)
+        assert caught.value.status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 async def test_a_refusal_is_a_whole_http_answer_and_closes(autojump_clock: MockClock) -> None:
