@@ -66,7 +66,7 @@ async def too_slow_a_write(client: Bare, _neighbour: Bare, siege: Besieged) -> N
     leaver = list(siege.server.listener.connections.values())[1]
     while not leaver.pending_bytes:
         await client.ask("system.ping", {"payload": BIG})
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
     await trio.sleep(siege.server.settings.limits.write_deadline_s)
 
 
@@ -258,6 +258,6 @@ async def test_pings_are_answered_while_much_waits_to_be_sent(engine: str, tmp_p
         (connection,) = siege.server.listener.connections.values()
         while connection.pending_bytes < siege.server.settings.limits.max_pending_bytes / 2:
             await client.ask("system.ping", {"payload": BIG})
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         assert siege.server.metrics.value("reads_paused_total") == 1
         await ping_pong(client)
