@@ -2,6 +2,7 @@
 or where two modules meet."""
 
 import importlib
+import re
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,18 @@ TESTS = {
 
 def test_the_table_has_every_limit() -> None:
     assert list(TESTS) == [field.name for field in attrs.fields(LimitSettings)]
+
+
+def test_the_operators_page_has_every_limit() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = page.partition("## Limits, and where they show")[2].partition("\n## ")[0]
+    limits = {
+        limit
+        for line in table.splitlines()
+        if line.startswith("|")
+        for limit in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert limits >= TESTS.keys()
 
 
 @pytest.mark.parametrize("name", sorted({name for pair in TESTS.values() for name in pair}))
