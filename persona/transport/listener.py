@@ -23,6 +23,7 @@ from persona.rpc.dispatch import Dispatcher
 from persona.service.hub import Hub
 from persona.service.sessions import Sessions
 from persona.transport.admission import Admission, Admitted
+from persona.transport.closing import LINGER_S
 from persona.transport.connection import Connection, Goodbye
 from persona.transport.engine import AcceptEngine, Engine, EngineOptions
 from persona.transport.engine_sansio import AcceptSansio
@@ -41,6 +42,8 @@ CLOSE_JITTER_S = (0.05, 0.15)
 """Between two such batches."""
 DRAIN_POLL_S = 0.02
 REVOKED = Goodbye(1008, "the token is no longer valid", "revoked")
+SENT_AWAY = (1008, 1013)
+"""Close codes after which nothing is expected of a peer."""
 
 
 class Listener:
@@ -223,10 +226,16 @@ class Listener:
                     goodbye = Goodbye(1012, "the server restarts", "shutdown")
                 raise
             finally:
-                with trio.move_on_after(self._limits.close_timeout_s, shield=True):
+                with trio.move_on_after(self._farewell_s(goodbye), shield=True):
                     await engine.aclose(goodbye.code, goodbye.text)
                 self._metrics.closed.labels(goodbye.cause).inc()
                 log.debug("connection_closed", cause=goodbye.cause, code=goodbye.code)
+
+    def _farewell_s(self, goodbye: Goodbye) -> float:
+        """How long to wait for a peer's goodbye. One that is sent away for what it did, or for want of
+        memory, is only let read ours: somebody waits for its place."""
+        timeout_s = self._limits.close_timeout_s
+        return min(LINGER_S, timeout_s) if goodbye.code in SENT_AWAY else timeout_s
 
     @contextmanager
     def _listed(self, connection: Connection) -> Iterator[None]:

@@ -339,9 +339,9 @@ async def test_a_goodbye_may_take_all_of_its_time(autojump_clock: MockClock) -> 
     for engine in ENGINES:
         async with open_house(limits={"close_timeout_s": 5.0}, server={"engine": engine}) as house:
             bare = Bare(await open_by_hand(house))
-            house.listener.shed(1)
+            house.nursery.start_soon(house.listener.drain)
             opcode, payload = await bare.receive()
-            assert (opcode, payload[:2]) == (CLOSE, (1013).to_bytes(2, "big"))
+            assert (opcode, payload[:2]) == (CLOSE, (1012).to_bytes(2, "big"))
             await trio.sleep(4.9)
             assert house.value("connections") == 1
             await bare.send(CLOSE, payload[:2])

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from persona.testing import settings_with
+from persona.transport.connection import MAX_RATE_REFUSALS_PER_MINUTE
 from tests.e2e.abusers import CONTINUATION, PING, PONG, TEXT
 from tests.e2e.siege import (
     ENGINES,
@@ -94,6 +95,17 @@ async def a_flood(client: Bare, _neighbour: Bare, siege: Besieged) -> None:
         await client.send(CONTINUATION, is_final=False)
 
 
+async def a_rate_ignored(client: Bare, _neighbour: Bare, siege: Besieged) -> None:
+    limits = siege.server.settings.limits
+    for _ in range(limits.rate_limit_burst + MAX_RATE_REFUSALS_PER_MINUTE + 1):
+        await client.send(TEXT, b"{}")
+
+
+async def memory_wanted(_client: Bare, _neighbour: Bare, siege: Besieged) -> None:
+    """The one that was heard of last stays."""
+    siege.server.listener.shed(1)
+
+
 CAUSES: dict[Callable[[Bare, Bare, Besieged], Awaitable[None]], str] = {
     close_frame: "client",
     end_of_stream: "lost",
@@ -104,6 +116,8 @@ CAUSES: dict[Callable[[Bare, Bare, Besieged], Awaitable[None]], str] = {
     a_broken_frame: "protocol",
     too_large_a_message: "too_big",
     a_flood: "flood",
+    a_rate_ignored: "rate_limit",
+    memory_wanted: "shed",
 }
 
 
@@ -113,7 +127,12 @@ async def test_a_place_that_frees_is_to_be_had_within_a_second(
     engine: str, leave: Callable[[Bare, Bare, Besieged], Awaitable[None]], tmp_path: Path
 ) -> None:
     """Also where the one that leaves does not answer a goodbye, and reads nothing."""
-    limits = {"max_connections": 2, "write_deadline_s": 0.3, "control_rate_limit_burst": 20}
+    limits = {
+        "max_connections": 2,
+        "write_deadline_s": 0.3,
+        "control_rate_limit_burst": 20,
+        "rate_limit_per_minute": 100 if leave is a_rate_ignored else 0,
+    }
     async with (
         besieged(tmp_path, engine, limits=limits) as siege,
         bare_client(siege.port) as neighbour,
@@ -121,6 +140,7 @@ async def test_a_place_that_frees_is_to_be_had_within_a_second(
     ):
         async with knocking(siege.port) as late:
             assert (await status(late)).startswith(b"HTTP/1.1 503")
+        await neighbour.alive()
         await leave(leaver, neighbour, siege)
         with trio.fail_after(1):
             await admitted(siege.port)
