@@ -57,7 +57,12 @@ class Monitor:
 
     def sample(self) -> None:
         """Look once, and act on it."""
-        resident = self._resident_bytes()
+        try:
+            resident = self._resident_bytes()
+        except OSError as exc:
+            # To look takes a descriptor. That there is none left is no reason to take the server down.
+            log.warning("memory_unknown", error=exc.strerror)
+            return
         self._metrics.memory_bytes.set(resident)
         short = 0 < self._soft_bytes < resident
         if short != self._short_of_memory:

@@ -19,6 +19,7 @@ class House:
     hard_limit_mb: float = 200
     resident_mb: float = 50
     samples: int = 0
+    error: OSError | None = None
     shed: list[int] = attrs.field(factory=list)
     metrics: Metrics = attrs.field(factory=Metrics)
     monitor: Monitor = attrs.field(init=False)
@@ -34,6 +35,8 @@ class House:
 
     def _resident_bytes(self) -> int:
         self.samples += 1
+        if self.error is not None:
+            raise self.error
         return int(self.resident_mb * 1_000_000)
 
     def _shed(self, count: int) -> int:
@@ -93,6 +96,18 @@ def test_the_size_is_a_metric() -> None:
     house = House()
     house.sample(123)
     assert house.metrics.value("resident_memory_bytes") == 123_000_000
+
+
+async def test_a_look_that_fails_changes_nothing_and_is_no_end(autojump_clock: MockClock) -> None:
+    """To look takes a descriptor, and those can run out when many clients come."""
+    house = House(resident_mb=150)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.monitor.run)
+        for error, resident_mb in ((OSError(24, "Too many open files"), 50), (None, 50)):
+            house.error, house.resident_mb = error, resident_mb
+            await trio.sleep(1.5)
+            assert house.monitor.has_memory() == (error is None)
+        nursery.cancel_scope.cancel()
 
 
 async def test_it_has_looked_when_it_has_started_and_looks_once_a_second(autojump_clock: MockClock) -> None:

@@ -4,16 +4,20 @@ In one process, so that tasks and descriptors can be counted. What others notice
 `test_abuse_latency.py`.
 """
 
+import resource
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
+import psutil
 import pytest
 import trio
 
 from tests.e2e.abusers import ABUSES
-from tests.e2e.siege import ENGINES, Held, back_to, besieged, until
+from tests.e2e.siege import ENGINES, Held, back_to, bare_client, besieged, knocking, until
+from tests.e2e.test_durability import QUICK, server_process
 from tests.serving import Wire, dial
 
 ANSWERED_WITHIN_S = 2.0
@@ -88,3 +92,28 @@ async def test_an_abuse_ends_as_it_should_and_leaves_nothing(
 
 def test_every_abuse_is_tried() -> None:
     assert CASES.keys() == ABUSES.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="no system call to bound another process")
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_server_without_descriptors_goes_on_and_recovers(engine: str, tmp_path: Path) -> None:
+    """Who is in is served, and who comes waits in the backlog until there are some again."""
+    async with server_process(tmp_path, **QUICK, PERSONA_SERVER_ENGINE=engine) as server:
+        port = int(server.url.rsplit(":", 1)[1].split("/")[0])
+        async with bare_client(port) as client:
+            held = psutil.Process(server.process.pid).num_fds()
+            bound = (held + 20, held + 20)
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, bound)
+            async with AsyncExitStack() as pile:
+                for _ in range(60):
+                    await pile.enter_async_context(knocking(port))
+                await until(lambda: psutil.Process(server.process.pid).num_fds() == held + 20)
+                # Long enough for everything that is done once a second.
+                for _ in range(5):
+                    await trio.sleep(0.5)
+                    await client.alive()
+            with trio.fail_after(5):
+                async with bare_client(port) as another:
+                    await another.alive()
+            await until(lambda: psutil.Process(server.process.pid).num_fds() == held)
