@@ -21,6 +21,7 @@ HEAD = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
 )
 TEXT, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x0, 0x8, 0x9, 0xA
+_ENDED = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 PATIENCE_S = 20.0
 PAUSE_S = 0.1
 
@@ -135,7 +136,7 @@ def pour(sock: socket.socket, data: bytes, *, within_s: float = PATIENCE_S) -> s
 def was_cut(sock: socket.socket, *, within_s: float) -> bool:
     """Whether the server ended the connection, found out without a read."""
     poll = select.poll()
-    poll.register(sock, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+    poll.register(sock, _ENDED)
     return bool(poll.poll(within_s * 1000))
 
 

@@ -79,7 +79,9 @@ async def test_an_abuse_ends_as_it_should_and_leaves_nothing(
             await nursery.start(ping_on, wire)
             before = await Held.settled()
             with trio.fail_after(60):
-                fates = await trio.to_thread.run_sync(partial(ABUSES[name], siege.port, lambda: None))
+                fates = await trio.to_thread.run_sync(
+                    partial(ABUSES[name], siege.port, lambda: None), abandon_on_cancel=True
+                )
             assert dict(fates) == case.fates
             await until(lambda: siege.connections == 1)
             await back_to(before)
