@@ -1,0 +1,418 @@
+"""Control frames and endings, as the `Engine` interface has them, of each engine. Where they differ, the test
+says so."""
+
+import pytest
+import trio
+from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
+from wsproto.utilities import LocalProtocolError
+
+from persona.transport.closing import LINGER_BYTES
+from persona.transport.engine import BadMessage, EngineOptions, PeerGone
+from persona.transport.handshake import RequestHead
+from tests.transport.conftest import OpenLink
+from tests.transport.link import (
+    CLOSE,
+    CONT,
+    OPENING,
+    PING,
+    PONG,
+    TEXT,
+    RawClient,
+    accept_with,
+    close,
+    code_of,
+    fragments,
+    frame,
+    reset,
+    text,
+)
+
+# Pings and pongs
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", bytes(range(125)), b"\xff\xfe"], ids=len)
+async def test_a_ping_is_answered_with_its_payload(payload: bytes, any_link: OpenLink) -> None:
+    async with any_link() as link, trio.open_nursery() as nursery:
+        nursery.start_soon(link.messages, 1)
+        await link.client.send(frame(PING, payload))
+        assert await link.client.frame() == (PONG, payload)
+        await link.client.send(text("done"))
+
+
+async def test_pings_and_messages_keep_their_order(any_link: OpenLink) -> None:
+    async with any_link() as link:
+        for n in range(20):
+            await link.client.send(frame(PING, b"%d" % n), text(str(n)))
+            (message,) = await link.messages(1)
+            await link.engine.send([message.encode()])
+        frames = [await link.client.frame() for _ in range(40)]
+        assert frames == [(opcode, b"%d" % n) for n in range(20) for opcode in (PONG, TEXT)]
+
+
+async def test_many_pings_in_one_read_are_all_answered_in_order(any_link: OpenLink) -> None:
+    async with any_link() as link, trio.open_nursery() as nursery:
+        nursery.start_soon(link.messages, 1)
+        nursery.start_soon(link.client.send, *(frame(PING, b"%d" % n) for n in range(200)), text("done"))
+        assert [await link.client.frame() for _ in range(200)] == [(PONG, b"%d" % n) for n in range(200)]
+
+
+async def test_a_ping_of_ours_ends_with_its_pong(any_link: OpenLink) -> None:
+    async with any_link() as link, trio.open_nursery() as listening:
+        listening.start_soon(link.ending)
+        for _ in range(3):
+            ended = []
+
+            async def ask(ended: list[bool] = ended) -> None:
+                await link.engine.ping()
+                ended.append(True)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                opcode, payload = await link.client.frame()
+                assert opcode == PING
+                await link.client.send(text("not yet"))
+                await wait_all_tasks_blocked()
+                assert not ended
+                await link.client.send(frame(PONG, payload))
+            assert ended
+        listening.cancel_scope.cancel()
+
+
+async def test_a_pong_that_nobody_asked_for(engine: str, memory_link: OpenLink) -> None:
+    """The engines differ: for the fast one any pong shows that the peer lives."""
+    async with memory_link() as link:
+        await link.client.send(frame(PONG), frame(PONG, b"hello"), text("on"))
+        assert await link.messages(1) == ["on"]
+        ended = []
+
+        async def ask() -> None:
+            await link.engine.ping()
+            ended.append(True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            _, payload = await link.client.frame()
+            await link.client.send(frame(PONG, b"other" + payload), text("and on"))
+            assert await link.messages(1) == ["and on"]
+            await wait_all_tasks_blocked()
+            assert bool(ended) == (engine == "sansio")
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("farewell", [b"", close(1000)], ids=["drops", "closes"])
+async def test_a_ping_whose_peer_goes_is_the_callers_to_bound(
+    farewell: bytes, engine: str, memory_link: OpenLink, autojump_clock: MockClock
+) -> None:
+    async with memory_link() as link, trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(trio.TooSlowError), trio.fail_after(20):
+                await link.engine.ping()
+
+        nursery.start_soon(ask)
+        assert (await link.client.frame())[0] == PING
+        await link.client.send(farewell)
+        await link.client.stream.send_eof()
+        assert code_of((await link.ending())[1]) == (PeerGone, 1000 if farewell else 1006)
+        # The reader knows it at once, and ends the connection: the ping with it.
+        assert trio.current_time() == 0
+        # The engines differ in a ping that comes later: trio-websocket refuses it.
+        expected = trio.TooSlowError if engine == "sansio" else PeerGone
+        with pytest.raises(expected), trio.fail_after(1):
+            await link.engine.ping()
+
+
+# Floods of frames that bring no message
+
+FLOODS = {
+    "pings": frame(PING),
+    "pongs": frame(PONG),
+    "empty continuations": frame(CONT, fin=False),
+    "one-byte continuations": frame(CONT, b"x", fin=False),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_a_flood_is_1008_and_just_under_it_is_fine(
+    kind: str, memory_link: OpenLink, autojump_clock: MockClock
+) -> None:
+    one = FLOODS[kind]
+    start = frame(TEXT, b"x", fin=False) if "continuation" in kind else b""
+    allowed = 50 - bool(start)
+    async with memory_link(control_rate_per_minute=60, control_rate_burst=50) as link:
+        await link.client.send(start, one * allowed, frame(CONT) if start else text("x"))
+        assert len(await link.messages(1)) == 1
+        # Whole messages, and last fragments, are another's to count.
+        await link.client.send(*[text("free")] * 200)
+        assert len(await link.messages(200)) == 200
+        await trio.sleep(10)
+        allowed = 10 - bool(start)
+        await link.client.send(start, one * allowed, frame(CONT) if start else text("x"))
+        assert len(await link.messages(1)) == 1
+        await link.client.send(text("before"), start, one, text("after"))
+        messages, ending = await link.ending()
+        assert messages == ["before"]
+        assert code_of(ending) == (BadMessage, 1008)
+        assert isinstance(ending, BadMessage)
+        assert ending.cause == "flood"
+        # What was asked before it is answered.
+        for _ in range(60 if kind == "pings" else 0):
+            assert await link.client.frame() == (PONG, b"")
+        assert await link.farewell(ending) == 1008
+
+
+async def test_without_a_rate_there_is_no_flood(memory_link: OpenLink) -> None:
+    async with memory_link(control_rate_per_minute=0, control_rate_burst=1) as link:
+        await link.client.send(*[frame(PONG)] * 1000, *fragments(*[b"x"] * 1000))
+        assert await link.messages(1) == ["x" * 1000]
+
+
+# The client closes
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000, 4999])
+async def test_the_clients_close_is_echoed(code: int, any_link: OpenLink) -> None:
+    async with any_link() as link:
+        await link.client.send(text("one"), text("two"), close(code, "good bye ü"))
+        messages, ending = await link.ending()
+        assert messages == ["one", "two"]
+        assert code_of(ending) == (PeerGone, code)
+        assert await link.farewell(ending) == code
+
+
+async def test_a_close_without_a_code_is_answered_without_one(any_link: OpenLink) -> None:
+    async with any_link() as link:
+        await link.client.send(frame(CLOSE))
+        ending = (await link.ending())[1]
+        assert code_of(ending) == (PeerGone, 1005)
+        assert await link.farewell(ending) is None
+
+
+async def test_what_comes_after_the_clients_close_is_not_looked_at(any_link: OpenLink) -> None:
+    async with any_link() as link:
+        await link.client.send(close(1000), text("late"), frame(PING), frame(3), close(1001))
+        messages, ending = await link.ending()
+        assert (messages, code_of(ending)) == ([], (PeerGone, 1000))
+        assert await link.farewell(ending) == 1000
+
+
+async def test_a_close_in_the_middle_of_a_message(engine: str, memory_link: OpenLink) -> None:
+    """The engines differ: `websockets` holds that a message which was begun must be ended."""
+    async with memory_link() as link:
+        await link.client.send(fragments(b"one", b"two")[0], close(1000))
+        messages, ending = await link.ending()
+        assert messages == []
+        assert code_of(ending) == ((BadMessage, 1002) if engine == "sansio" else (PeerGone, 1000))
+        assert await link.farewell(ending) == ending.code
+
+
+async def test_code_1014_is_newer_than_one_engine(engine: str, memory_link: OpenLink) -> None:
+    """The engines differ: trio-websocket's protocol has not heard of it."""
+    async with memory_link() as link:
+        await link.client.send(close(1014))
+        ending = (await link.ending())[1]
+        assert code_of(ending) == ((PeerGone, 1014) if engine == "sansio" else (BadMessage, 1002))
+
+
+# We close
+
+
+@pytest.mark.parametrize("before", [b"", text("more"), frame(PONG), text("more") * 500], ids=len)
+async def test_our_close_is_said_and_its_answer_awaited(before: bytes, any_link: OpenLink) -> None:
+    async with any_link() as link, trio.open_nursery() as nursery:
+        nursery.start_soon(link.aclose)
+        assert await link.client.frame() == (CLOSE, b"\x03\xe9bye")
+        await link.client.send(before)
+        await wait_all_tasks_blocked()
+        await link.client.send(close(1001))
+        assert await link.client.rest() == b""
+
+
+async def test_a_peer_that_does_not_answer_is_the_callers_to_bound(
+    memory_link: OpenLink, autojump_clock: MockClock
+) -> None:
+    async with memory_link() as link:
+        with trio.move_on_after(5) as bound:
+            await link.aclose()
+        assert bound.cancelled_caught
+        assert trio.current_time() == 5
+        assert await link.client.goodbye() == b"\x03\xe9bye"
+
+
+async def test_a_peer_that_only_sends_on_is_left(any_link: OpenLink) -> None:
+    sent = 0
+    async with any_link() as link, trio.open_nursery() as nursery:
+
+        async def babble() -> None:
+            nonlocal sent
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await link.client.send(text("x" * 500))
+                    sent += 508
+                    await wait_all_tasks_blocked()
+
+        nursery.start_soon(babble)
+        await link.aclose()
+    assert sent <= 2 * LINGER_BYTES
+
+
+async def test_a_ping_that_crosses_our_close(
+    engine: str, memory_link: OpenLink, autojump_clock: MockClock
+) -> None:
+    """The engines differ. trio-websocket's own task fails on it (its issue 184), which the listener knows;
+    the wait for an answer is then the caller's to bound."""
+    with trio.move_on_after(5) as bound:
+        if engine == "sansio":
+            async with memory_link() as link, trio.open_nursery() as nursery:
+                nursery.start_soon(link.aclose)
+                assert (await link.client.frame())[0] == CLOSE
+                await link.client.send(frame(PING, b"?"), close(1001))
+                assert await link.client.rest() == b""
+        else:
+            with pytest.RaisesGroup(LocalProtocolError, flatten_subgroups=True):
+                async with memory_link() as link, trio.open_nursery() as nursery:
+                    nursery.start_soon(link.aclose)
+                    assert (await link.client.frame())[0] == CLOSE
+                    await link.client.send(frame(PING, b"?"))
+                    await trio.sleep_forever()
+    assert not bound.cancelled_caught
+
+
+async def test_a_reason_of_full_length_is_said(memory_link: OpenLink) -> None:
+    async with memory_link() as link, trio.open_nursery() as nursery:
+        nursery.start_soon(link.aclose, 1013, "x" * 123)
+        assert await link.client.frame() == (CLOSE, b"\x03\xf5" + b"x" * 123)
+        await link.client.send(close(1013))
+
+
+async def test_closing_twice_is_no_error(any_link: OpenLink) -> None:
+    async with any_link() as link:
+        await link.client.send(close(1000))
+        ending = (await link.ending())[1]
+        assert await link.farewell(ending) == 1000
+        await link.aclose()
+
+
+# By force, and what a cut send leaves
+
+
+async def test_abort_says_nothing(any_link: OpenLink) -> None:
+    async with any_link() as link, trio.open_nursery() as nursery:
+        endings = []
+
+        async def listen() -> None:
+            endings.append(await link.ending())
+
+        nursery.start_soon(listen)
+        await wait_all_tasks_blocked()
+        await link.engine.abort()
+        assert await link.client.rest() == b""
+        await wait_all_tasks_blocked()
+        assert [(messages, code_of(ending)) for messages, ending in endings] == [([], (PeerGone, 1006))]
+        with pytest.raises(PeerGone):
+            await link.engine.send([b"x"])
+        await link.aclose()
+
+
+async def test_after_a_send_that_was_cut_nothing_more_is_written(socket_link: OpenLink) -> None:
+    message = b"x" * 16_000_000
+    async with socket_link() as link:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.engine.send, [message])
+            await wait_all_tasks_blocked(0.05)
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.aclose)
+            written = await link.client.rest()
+    whole = b"\x81\x7f" + len(message).to_bytes(8, "big") + message
+    assert 0 < len(written) < len(whole)
+    assert whole.startswith(written)
+
+
+# A peer that is gone
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"\x81", b"\x81\xfe\x01", text("half")[:-1], fragments(b"a", b"b")[0]]
+)
+async def test_a_peer_that_vanishes_is_1006(begun: bytes, any_link: OpenLink) -> None:
+    async with any_link() as link:
+        await link.client.send(text("one"), begun)
+        await link.client.stream.send_eof()
+        messages, ending = await link.ending()
+        assert messages == ["one"]
+        assert code_of(ending) == (PeerGone, 1006)
+        await link.aclose()
+        assert await link.client.rest() == b""
+
+
+async def test_a_peer_that_resets_is_1006(socket_link: OpenLink) -> None:
+    async with socket_link() as link:
+        reset(link.client)
+        async with trio.open_nursery() as nursery:
+            endings = []
+
+            async def listen() -> None:
+                endings.append(await link.ending())
+
+            nursery.start_soon(listen)
+            await wait_all_tasks_blocked()
+            await link.client.stream.aclose()
+        assert code_of(endings[0][1]) == (PeerGone, 1006)
+        with pytest.raises(PeerGone):
+            await link.engine.send([b"x"])
+        await link.aclose()
+
+
+async def test_sending_to_a_peer_that_resets_ends(socket_link: OpenLink) -> None:
+    async with socket_link() as link:
+        reset(link.client)
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                with pytest.raises(PeerGone) as caught:
+                    await link.engine.send([b"x" * 16_000_000])
+                assert caught.value.code == 1006
+
+            nursery.start_soon(send)
+            await wait_all_tasks_blocked()
+            await link.client.stream.aclose()
+        # Half a frame was written: no goodbye after it.
+        await link.aclose()
+
+
+async def test_a_goodbye_to_a_peer_that_is_gone_is_no_error(any_link: OpenLink) -> None:
+    async with any_link() as link:
+        await link.client.stream.aclose()
+        await link.aclose()
+
+
+async def test_a_peer_that_goes_while_we_close(any_link: OpenLink) -> None:
+    async with any_link() as link, trio.open_nursery() as nursery:
+        nursery.start_soon(link.aclose)
+        await link.client.frame()
+        await link.client.stream.aclose()
+
+
+async def test_a_goodbye_to_a_peer_that_reads_nothing_is_the_callers_to_bound(
+    engine: str, autojump_clock: MockClock
+) -> None:
+    ours, theirs = lockstep_stream_pair()
+    client = RawClient(theirs)
+    head = RequestHead("GET", "/mcp", _headers(), f"{OPENING}\r\n".encode())
+    options = EngineOptions(max_message_bytes=1000, control_rate_per_minute=0, control_rate_burst=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.opening)
+        opened = await accept_with(engine)(nursery, ours, head, subprotocol=None, options=options)
+        with trio.move_on_after(5) as bound:
+            await opened.aclose(1000, "")
+        assert bound.cancelled_caught
+        assert trio.current_time() == 5
+        with pytest.raises(trio.BrokenResourceError):
+            await theirs.send_all(b"x")  # closed by force
+        nursery.cancel_scope.cancel()
+
+
+def _headers() -> tuple[tuple[str, str], ...]:
+    lines = (line.split(": ", 1) for line in OPENING.splitlines()[1:])
+    return tuple((name.lower(), value) for name, value in lines)
