@@ -47,11 +47,9 @@ class LentStream(trio.abc.HalfCloseableStream):
         self._write_deadline_s = write_deadline_s
         self._socket = stream if isinstance(stream, SocketStream) else None
         self._replay = head.raw
+        self._surplus = head.surplus
         self._scanner = scanner
-        if head.surplus:
-            # What came with the request is frames already.
-            allowed = scanner.scan(head.surplus)
-            self._replay += head.surplus[:allowed]
+        self._opened = trio.Event()
         self._left_bytes: int | None = None
         self._is_closed = False
         self.has_ended = False
@@ -61,6 +59,14 @@ class LentStream(trio.abc.HalfCloseableStream):
         self.is_too_slow = False
         """Whether that was because the peer did not take it."""
         self.sent_close = False
+
+    def open(self) -> None:
+        """Let frames in. One that comes before the opening request is answered would be taken, but not
+        looked at before the next one comes."""
+        # What came with the request is frames already.
+        self._replay = self._surplus[: self._scanner.scan(self._surplus)]
+        self._surplus = b""
+        self._opened.set()
 
     def limit(self, size_bytes: int) -> None:
         """Let only so much more in, then feign the end: a closing handshake needs one small frame."""
@@ -93,6 +99,8 @@ class LentStream(trio.abc.HalfCloseableStream):
         if self._is_closed:
             await trio.lowlevel.checkpoint()
             raise trio.ClosedResourceError
+        if not self._replay and not self._opened.is_set():
+            await self._opened.wait()
         if self._replay:
             await trio.lowlevel.checkpoint()
             size = len(self._replay) if max_bytes is None else max_bytes
@@ -160,6 +168,7 @@ class TrioWebsocketEngine:
             receive_buffer_size=RECEIVE_BUFFER_BYTES,
         )
         connection = await request.accept(subprotocol=subprotocol)
+        lent.open()
         return cls(connection, stream, lent, scanner)
 
     async def receive(self) -> Sequence[str]:

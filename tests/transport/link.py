@@ -3,7 +3,7 @@
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 import attrs
 import trio
@@ -12,7 +12,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 from persona.transport.engine import AcceptEngine, BadMessage, Engine, EngineOptions, PeerGone
 from persona.transport.engine_sansio import AcceptSansio
 from persona.transport.engine_trio_websocket import TrioWebsocketEngine
-from persona.transport.handshake import read_head
+from persona.transport.handshake import RequestHead, read_head
 from persona.transport.sockets import SocketStream, open_readiness
 
 Pair = tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]
@@ -27,6 +27,14 @@ OPENING = (
 )
 """The opening request of RFC 6455, section 1.3, without its last line; with its answer below."""
 ACCEPTED = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+OPENING_HEAD = RequestHead(
+    "GET",
+    "/mcp",
+    tuple((name.lower(), value) for name, value in (line.split(": ") for line in OPENING.splitlines()[1:])),
+    f"{OPENING}\r\n".encode(),
+)
+"""The same, read."""
+OPTIONS = EngineOptions(max_message_bytes=1000, control_rate_per_minute=0, control_rate_burst=100)
 
 
 def frame(
@@ -152,8 +160,10 @@ class Link:
             self.nursery.start_soon(self._send_unsent)
 
     async def _send_unsent(self) -> None:
-        while self.engine.has_unsent:
-            await self.engine.send(())
+        # Its reader will hear of a peer that is gone.
+        with suppress(PeerGone):
+            while self.engine.has_unsent:
+                await self.engine.send(())
         self.is_sending = False
 
     async def messages(self, count: int) -> list[str]:
@@ -232,16 +242,12 @@ async def open_link(
     sent: Sequence[bytes] = (),
     subprotocol: str | None = None,
     offered: str | None = None,
-    max_message_bytes: int = 1000,
-    control_rate_per_minute: float = 0,
-    control_rate_burst: int = 100,
+    **options: float,
 ) -> AsyncIterator[Link]:
-    """An engine whose client has asked for a WebSocket, and `sent` these bytes in the same packet."""
-    options = EngineOptions(
-        max_message_bytes=max_message_bytes,
-        control_rate_per_minute=control_rate_per_minute,
-        control_rate_burst=control_rate_burst,
-    )
+    """An engine whose client has asked for a WebSocket, and `sent` these bytes in the same packet.
+
+    `options` are fields of the engine's, over `OPTIONS`.
+    """
     async with connect() as (stream, clients), trio.open_nursery() as nursery:
         client = RawClient(clients)
         protocols = f"Sec-WebSocket-Protocol: {offered}\r\n" if offered else ""
@@ -251,7 +257,9 @@ async def open_link(
         head = await read_head(stream)
         assert head is not None
         assert head.surplus == b"".join(sent)
-        engine = await accept_with(name)(nursery, stream, head, subprotocol=subprotocol, options=options)
+        engine = await accept_with(name)(
+            nursery, stream, head, subprotocol=subprotocol, options=attrs.evolve(OPTIONS, **options)
+        )
         link = Link(engine, client, await client.opening(), nursery)
         engine.on_unsent = link.flush
         yield link

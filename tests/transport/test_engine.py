@@ -48,6 +48,37 @@ async def test_the_opening_is_answered(offered: str | None, chosen: str | None, 
         assert await link.messages(1) == ["hello"]
 
 
+@pytest.mark.parametrize("cut", [1, 5, None])
+async def test_frames_that_came_with_the_opening_are_read(cut: int | None, any_link: OpenLink) -> None:
+    """A client that is in a hurry does not wait for the answer."""
+    data = text("early") + frame(PING, b"?") + text("birds")
+    async with any_link(sent=[data[:cut]]) as link, trio.open_nursery() as nursery:
+        if cut is not None:
+            await link.client.send(data[cut:])
+        nursery.start_soon(link.client.frame)
+        with trio.fail_after(5):
+            assert await link.messages(2) == ["early", "birds"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frame(3), 1002),
+        (frame(TEXT, bytes(1001)), 1009),
+        (frame(TEXT, b"\xff"), 1007),
+        (frame(PONG) * 9, 1008),
+        (close(1000), 1000),
+    ],
+    ids=["framing", "size", "text", "flood", "close"],
+)
+async def test_an_end_that_came_with_the_opening_is_one(sent: bytes, code: int, any_link: OpenLink) -> None:
+    async with any_link(sent=[text("early"), sent], control_rate_per_minute=1, control_rate_burst=8) as link:
+        with trio.fail_after(5):
+            messages, ending = await link.ending()
+        assert (messages, ending.code) == (["early"], code)
+        assert await link.farewell(ending) == code
+
+
 # Messages in
 
 

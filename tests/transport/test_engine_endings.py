@@ -7,13 +7,13 @@ from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 from wsproto.utilities import LocalProtocolError
 
 from persona.transport.closing import LINGER_BYTES
-from persona.transport.engine import BadMessage, EngineOptions, PeerGone
-from persona.transport.handshake import RequestHead
+from persona.transport.engine import BadMessage, PeerGone
 from tests.transport.conftest import OpenLink
 from tests.transport.link import (
     CLOSE,
     CONT,
-    OPENING,
+    OPENING_HEAD,
+    OPTIONS,
     PING,
     PONG,
     TEXT,
@@ -399,11 +399,9 @@ async def test_a_goodbye_to_a_peer_that_reads_nothing_is_the_callers_to_bound(
 ) -> None:
     ours, theirs = lockstep_stream_pair()
     client = RawClient(theirs)
-    head = RequestHead("GET", "/mcp", _headers(), f"{OPENING}\r\n".encode())
-    options = EngineOptions(max_message_bytes=1000, control_rate_per_minute=0, control_rate_burst=1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.opening)
-        opened = await accept_with(engine)(nursery, ours, head, subprotocol=None, options=options)
+        opened = await accept_with(engine)(nursery, ours, OPENING_HEAD, subprotocol=None, options=OPTIONS)
         with trio.move_on_after(5) as bound:
             await opened.aclose(1000, "")
         assert bound.cancelled_caught
@@ -411,8 +409,3 @@ async def test_a_goodbye_to_a_peer_that_reads_nothing_is_the_callers_to_bound(
         with pytest.raises(trio.BrokenResourceError):
             await theirs.send_all(b"x")  # closed by force
         nursery.cancel_scope.cancel()
-
-
-def _headers() -> tuple[tuple[str, str], ...]:
-    lines = (line.split(": ", 1) for line in OPENING.splitlines()[1:])
-    return tuple((name.lower(), value) for name, value in lines)
