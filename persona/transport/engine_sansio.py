@@ -11,7 +11,6 @@ from http import HTTPStatus
 
 import trio
 from websockets.datastructures import Headers
-from websockets.exceptions import PayloadTooBig
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
@@ -38,6 +37,8 @@ from persona.transport.sockets import READ_BYTES, SocketStream
 PARSE_BYTES = 4096
 """Parsed at a time. A read may bring ten thousand of the smallest frames, and everybody else would wait
 for all of them; 4 KiB hold at most 700."""
+MAX_CONTROL_BYTES = 125
+"""The RFC's bound for the payload of a control frame."""
 MAX_PONG_BYTES = 64 * 1024
 """Pongs that wait to be sent. Whoever pings faster than it reads goes without some, as the RFC allows."""
 
@@ -68,7 +69,8 @@ class SansioEngine:
         self._framer = framer
         self._max_bytes = options.max_message_bytes
         self._write_deadline_s = options.write_deadline_s
-        self._protocol = ServerProtocol(state=State.OPEN, max_size=options.max_message_bytes)
+        # It would count a control frame between fragments as a part of their message.
+        self._protocol = ServerProtocol(state=State.OPEN, max_size=None)
         self._control = TokenBucket(
             per_minute=options.control_rate_per_minute,
             burst=options.control_rate_burst,
@@ -80,6 +82,8 @@ class SansioEngine:
         self._owed_bytes = 0
         """Of the frame that the protocol has begun to read."""
         self._fragments: list[bytes] = []
+        self._declared_bytes = 0
+        """Of the message that the protocol reads, by the headers of its frames."""
         self._unsent = b""
         self._send_ended: trio.Event | None = None
         """There while a `send` is under way."""
@@ -165,7 +169,17 @@ class SansioEngine:
                 return start
             messages.append(_decoded(unmasked(data, body, end)))
             return end
+        self._check_size(data[start] & 0x0F, end - body)
         return self._give(data, start, end, messages)
+
+    def _check_size(self, opcode: int, payload_bytes: int) -> None:
+        if opcode >= 8:
+            if payload_bytes > MAX_CONTROL_BYTES:
+                raise bad_framing()
+            return
+        self._declared_bytes = payload_bytes + (self._declared_bytes if opcode == 0 else 0)
+        if self._declared_bytes > self._max_bytes:
+            raise too_big(self._max_bytes)
 
     def _give(self, data: bytes | bytearray, start: int, end: int, messages: list[str]) -> int:
         """Give the protocol what is there of the frame that ends at `end`."""
@@ -182,7 +196,7 @@ class SansioEngine:
                 # would fail the connection with 1002.
                 self._farewell = _close_answer(protocol.close_rcvd)
                 raise PeerGone(protocol.close_rcvd.code)
-            raise self._fault(protocol.parser_exc)
+            raise bad_text() if isinstance(protocol.parser_exc, UnicodeDecodeError) else bad_framing()
         if answers := protocol.data_to_send():
             self._keep(b"".join(answers))
         return start + len(piece)
@@ -207,11 +221,6 @@ class SansioEngine:
             self._farewell = b"".join(self._protocol.data_to_send())
             received = self._protocol.close_rcvd
             raise PeerGone(1005 if received is None else received.code)
-
-    def _fault(self, exc: Exception) -> BadMessage:
-        if isinstance(exc, PayloadTooBig):
-            return too_big(self._max_bytes)
-        return bad_text() if isinstance(exc, UnicodeDecodeError) else bad_framing()
 
     def _keep(self, pongs: bytes) -> None:
         if len(self._unsent) < MAX_PONG_BYTES:

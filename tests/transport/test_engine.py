@@ -217,6 +217,30 @@ async def test_one_byte_more_is_too_big(cuts: tuple[int, ...], character: str, a
         assert "600 bytes" in ending.text
 
 
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_a_control_frame_is_no_part_of_the_message_it_interrupts(
+    opcode: int, any_link: OpenLink
+) -> None:
+    async with any_link(max_message_bytes=130) as link:
+        first, middle, last = fragments(b"x" * 126, b"yy", b"zz")
+        await link.client.send(first, frame(opcode, bytes(125)), middle, frame(opcode, bytes(125)), last)
+        assert await link.messages(1) == ["x" * 126 + "yyzz"]
+    async with any_link(max_message_bytes=10) as link:
+        await link.client.send(frame(opcode, bytes(125)), text("x"))
+        assert await link.messages(1) == ["x"]
+
+
+@pytest.mark.parametrize("size", [126, 65536, 1 << 62])
+async def test_a_control_frame_that_is_declared_too_long_is_not_waited_for(
+    size: int, any_link: OpenLink
+) -> None:
+    length = size.to_bytes(2, "big") if size < 65536 else size.to_bytes(8, "big")
+    async with any_link() as link:
+        await link.client.send(text("before"), b"\x89", b"\xfe" if size < 65536 else b"\xff", length, b"mask")
+        messages, ending = await link.ending()
+        assert (messages, code_of(ending)) == (["before"], (BadMessage, 1002))
+
+
 @pytest.mark.parametrize("size", [1001, 65536, 1 << 32, (1 << 62) + 5])
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 async def test_what_is_declared_too_big_is_not_waited_for(opcode: int, size: int, any_link: OpenLink) -> None:
