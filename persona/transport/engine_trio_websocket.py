@@ -52,6 +52,7 @@ class LentStream(trio.abc.HalfCloseableStream):
         self._opened = trio.Event()
         self._left_bytes: int | None = None
         self._is_closed = False
+        self._done = trio.Event()
         self.has_ended = False
         """Whether the peer's end was seen, or the stream broke."""
         self.is_cut_off = False
@@ -59,6 +60,15 @@ class LentStream(trio.abc.HalfCloseableStream):
         self.is_too_slow = False
         """Whether that was because the peer did not take it."""
         self.sent_close = False
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether nothing can be sent to the peer any more."""
+        return self.is_cut_off or self.has_ended
+
+    async def wait_done(self) -> None:
+        """Wait until trio-websocket has closed this, or cannot use it any more."""
+        await self._done.wait()
 
     def open(self) -> None:
         """Let frames in. One that comes before the opening request is answered would be taken, but not
@@ -87,6 +97,7 @@ class LentStream(trio.abc.HalfCloseableStream):
             raise
         except BaseException:
             self.is_cut_off = True
+            self._done.set()
             raise
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -112,18 +123,23 @@ class LentStream(trio.abc.HalfCloseableStream):
         try:
             data = await self._stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.has_ended = True
+            self._end()
             raise
         if not data:
-            self.has_ended = True
+            self._end()
         if self._left_bytes is not None:
             data = data[: self._left_bytes]
             self._left_bytes -= len(data)
         allowed = self._scanner.scan(data)
         return data if allowed == len(data) else data[:allowed]
 
+    def _end(self) -> None:
+        self.has_ended = True
+        self._done.set()
+
     async def aclose(self) -> None:
         self._is_closed = True
+        self._done.set()
         await trio.lowlevel.checkpoint()
 
 
@@ -209,12 +225,16 @@ class TrioWebsocketEngine:
     async def aclose(self, code: int, reason: str) -> None:
         lent = self._lent
         try:
-            if lent.is_cut_off or lent.has_ended:
+            if lent.is_broken:
                 return
             if self._connection.closed is None:
                 lent.limit(LINGER_BYTES)
                 await self._connection.aclose(code, reason)
-            elif not lent.sent_close:
+                return
+            if self._scanner.verdict is None:
+                # Its own task may be answering the peer's close just now.
+                await lent.wait_done()
+            if not lent.sent_close and not lent.is_broken:
                 # trio-websocket has closed without a word.
                 await say_goodbye(self._stream, close_frame(code, reason))
         except LocalProtocolError:

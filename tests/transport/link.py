@@ -87,7 +87,7 @@ class RawClient:
     async def opening(self) -> bytes:
         """The answer to the opening request, down to its empty line."""
         while b"\r\n\r\n" not in self._unread:
-            assert await self._more()
+            assert await self.more()
         end = self._unread.index(b"\r\n\r\n") + 4
         return self._taken(end)
 
@@ -116,16 +116,17 @@ class RawClient:
 
     async def rest(self) -> bytes:
         """Everything up to the end."""
-        while await self._more():
+        while await self.more():
             pass
         return self._taken(len(self._unread))
 
     async def _exactly(self, size: int) -> bytes:
         while len(self._unread) < size:
-            assert await self._more(), "the stream ended inside a frame"
+            assert await self.more(), "the stream ended inside a frame"
         return self._taken(size)
 
-    async def _more(self) -> bool:
+    async def more(self) -> bool:
+        """Read something, for one of the others to give; `False` at the end."""
         data = await self.stream.receive_some(65536)
         self._unread += data
         return bool(data)
@@ -226,9 +227,7 @@ async def over_sockets() -> AsyncIterator[Pair]:
         stream = SocketStream(ours, readiness)
         client = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
         try:
-            # The real clock runs here, and the checkpoints are the caller's.
-            with trio.fail_after(20):  # noqa: ASYNC100
-                yield stream, client
+            yield stream, client
         finally:
             await trio.aclose_forcefully(stream)
             await trio.aclose_forcefully(client)
@@ -262,7 +261,9 @@ async def open_link(
         )
         link = Link(engine, client, await client.opening(), nursery)
         engine.on_unsent = link.flush
-        yield link
+        # The checkpoints are the caller's.
+        with trio.fail_after(30):  # noqa: ASYNC100
+            yield link
         await engine.abort()
         await trio.aclose_forcefully(clients)
         nursery.cancel_scope.cancel()

@@ -3,7 +3,7 @@ says so."""
 
 import pytest
 import trio
-from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 from wsproto.utilities import LocalProtocolError
 
 from persona.transport.closing import LINGER_BYTES
@@ -226,6 +226,59 @@ async def test_our_close_is_said_and_its_answer_awaited(before: bytes, any_link:
         await wait_all_tasks_blocked()
         await link.client.send(close(1001))
         assert await link.client.rest() == b""
+
+
+async def test_closes_that_cross_each_other(any_link: OpenLink) -> None:
+    """Each side sends one, whoever was first: trio-websocket's own task may be answering the peer's when we
+    begin to close."""
+    for _ in range(20):
+        async with any_link() as link, trio.open_nursery() as nursery:
+            await link.client.send(close(1000))
+            nursery.start_soon(link.aclose)
+            assert await link.client.goodbye() in (b"\x03\xe9bye", b"\x03\xe8")
+
+
+class SlowSendStream(trio.abc.SendStream):
+    """Whoever can run does so between any two bytes it sends."""
+
+    def __init__(self, stream: trio.abc.SendStream) -> None:
+        self._stream = stream
+
+    async def send_all(self, data: bytes) -> None:
+        for byte in data:
+            await wait_all_tasks_blocked()
+            await self._stream.send_all(bytes([byte]))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def test_the_answer_to_a_close_is_sent_to_its_end(engine: str) -> None:
+    """Who has something to send learns at once that the peer closes, and is quicker than the answer."""
+    ours, theirs = memory_stream_pair()
+    client = RawClient(theirs)
+    async with trio.open_nursery() as nursery:
+        opened = await accept_with(engine)(
+            nursery,
+            trio.StapledStream(SlowSendStream(ours.send_stream), ours.receive_stream),
+            OPENING_HEAD,
+            subprotocol=None,
+            options=OPTIONS,
+        )
+        await client.opening()
+        await client.send(close(1000))
+        with pytest.raises(PeerGone):
+            if engine == "trio-websocket":
+                # Its own task is in the middle of the answer.
+                assert await client.more()
+                await opened.send([b"x"])
+            await opened.receive()
+        nursery.start_soon(opened.aclose, 1001, "bye")
+        with trio.fail_after(5):
+            assert await client.goodbye() == b"\x03\xe8"
 
 
 async def test_a_peer_that_does_not_answer_is_the_callers_to_bound(
