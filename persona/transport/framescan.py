@@ -11,11 +11,22 @@ from persona.transport.engine import BadMessage, EngineOptions, brings_no_messag
 from persona.transport.frames import payload_span
 from persona.transport.ratelimit import TokenBucket
 
+_CLOSE = 8
+
 
 class FrameScanner:
     """One direction of one connection, from its first frame on."""
 
-    __slots__ = ("_control", "_header", "_max_bytes", "_message_bytes", "_now", "_payload_left", "verdict")
+    __slots__ = (
+        "_control",
+        "_header",
+        "_is_over",
+        "_max_bytes",
+        "_message_bytes",
+        "_now",
+        "_payload_left",
+        "verdict",
+    )
 
     def __init__(self, options: EngineOptions, now: Callable[[], float]) -> None:
         self._max_bytes = options.max_message_bytes
@@ -27,6 +38,8 @@ class FrameScanner:
         """The beginning of a header whose end has not arrived."""
         self._payload_left = 0
         self._message_bytes = 0
+        # Whether the peer has closed: what it sends after that is nothing to anybody.
+        self._is_over = False
         # Why nothing is let through any more.
         self.verdict: BadMessage | None = None
 
@@ -34,6 +47,8 @@ class FrameScanner:
         """How many bytes of `data` may pass; fewer than all once there is a `verdict`."""
         if self.verdict is not None:
             return 0
+        if self._is_over:
+            return len(data)
         held = len(self._header)
         if held:
             data = self._header + data
@@ -53,6 +68,10 @@ class FrameScanner:
             body, end = span
             self.verdict = self._judge(data[position], end - body)
             if self.verdict is not None:
+                break
+            if data[position] & 0x0F == _CLOSE:
+                self._is_over = True
+                position = len(data)
                 break
             position = body
             self._payload_left = end - body

@@ -188,12 +188,24 @@ async def test_a_close_without_a_code_is_answered_without_one(any_link: OpenLink
         assert await link.farewell(ending) is None
 
 
-async def test_what_comes_after_the_clients_close_is_not_looked_at(any_link: OpenLink) -> None:
-    async with any_link() as link:
-        await link.client.send(close(1000), text("late"), frame(PING), frame(3), close(1001))
+AFTER_THE_CLOSE = {
+    "messages": text("late") * 1000,
+    "a ping": frame(PING),
+    "no framing": frame(3),
+    "too much": frame(TEXT, bytes(1001)),
+    "a flood": frame(PONG) * 100,
+    "another close": close(1001),
+}
+
+
+@pytest.mark.parametrize("late", AFTER_THE_CLOSE.values(), ids=AFTER_THE_CLOSE)
+async def test_what_comes_after_the_clients_close_is_not_looked_at(late: bytes, any_link: OpenLink) -> None:
+    async with any_link(control_rate_per_minute=1, control_rate_burst=10) as link:
+        await link.client.send(close(1000), late)
         messages, ending = await link.ending()
         assert (messages, code_of(ending)) == ([], (PeerGone, 1000))
-        assert await link.farewell(ending) == 1000
+        await link.aclose()
+        assert await link.client.frame() == (CLOSE, b"\x03\xe8")
 
 
 async def test_a_close_in_the_middle_of_a_message(engine: str, memory_link: OpenLink) -> None:
