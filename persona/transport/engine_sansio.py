@@ -30,7 +30,7 @@ from persona.transport.engine import (
     too_big,
 )
 from persona.transport.frames import is_whole_text, payload_span, text_header, unmasked
-from persona.transport.handshake import Refused, RequestHead
+from persona.transport.handshake import RequestHead, plain_request
 from persona.transport.ratelimit import TokenBucket
 from persona.transport.sockets import READ_BYTES, SocketStream
 
@@ -333,9 +333,8 @@ def _accepted(head: RequestHead, subprotocol: str | None) -> bytes:
     """The 101. The protocol that makes it would then wait for frames after a request of its own reading,
     so the connection gets another one."""
     handshake = ServerProtocol()
-    response = handshake.accept(Request(head.target, Headers(head.headers)))
-    if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-        raise Refused(HTTPStatus.BAD_REQUEST, "bad_request", "This is no WebSocket handshake.")
+    response = handshake.accept(Request("/", Headers(plain_request(head, subprotocol))))
+    assert response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
     if subprotocol is not None:
         response.headers["Sec-WebSocket-Protocol"] = subprotocol
     return response.serialize()

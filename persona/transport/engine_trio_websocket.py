@@ -23,7 +23,7 @@ from persona.transport.engine import (
     nobody,
 )
 from persona.transport.framescan import FrameScanner
-from persona.transport.handshake import RequestHead
+from persona.transport.handshake import RequestHead, plain_request
 from persona.transport.sockets import SocketStream
 
 RECEIVE_BUFFER_BYTES = 64 * 1024
@@ -37,17 +37,22 @@ _OUR_MISTAKE = {1002: bad_framing, 1007: bad_text}
 
 
 class LentStream(trio.abc.HalfCloseableStream):
-    """A stream as trio-websocket sees it: the opening request again, then what `stream` brings. Closing
-    it leaves `stream` open."""
+    """A stream as trio-websocket sees it: the opening `request`, then what was read beyond it, then what
+    `stream` brings. Closing it leaves `stream` open."""
 
     def __init__(
-        self, stream: trio.abc.Stream, head: RequestHead, scanner: FrameScanner, write_deadline_s: float
+        self,
+        stream: trio.abc.Stream,
+        request: bytes,
+        surplus: bytes,
+        scanner: FrameScanner,
+        write_deadline_s: float,
     ) -> None:
         self._stream = stream
         self._write_deadline_s = write_deadline_s
         self._socket = stream if isinstance(stream, SocketStream) else None
-        self._replay = head.raw
-        self._surplus = head.surplus
+        self._replay = request
+        self._surplus = surplus
         self._scanner = scanner
         self._opened = trio.Event()
         self._left_bytes: int | None = None
@@ -173,7 +178,9 @@ class TrioWebsocketEngine:
     ) -> "TrioWebsocketEngine":
         """See `AcceptEngine`. The reader task lives in `nursery`."""
         scanner = FrameScanner(options, trio.current_time)
-        lent = LentStream(stream, head, scanner, options.write_deadline_s)
+        lent = LentStream(
+            stream, _request(head, subprotocol), head.surplus, scanner, options.write_deadline_s
+        )
         request = await trio_websocket.wrap_server_stream(
             nursery,
             lent,
@@ -245,6 +252,12 @@ class TrioWebsocketEngine:
 
     async def abort(self) -> None:
         await trio.aclose_forcefully(self._stream)
+
+
+def _request(head: RequestHead, subprotocol: str | None) -> bytes:
+    headers = plain_request(head, subprotocol).items()
+    lines = ["GET / HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
+    return "\r\n".join(lines).encode("ascii")
 
 
 def _code(closed: trio_websocket.ConnectionClosed) -> int:

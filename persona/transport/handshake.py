@@ -19,13 +19,11 @@ MAX_HEAD_BYTES = 16 * 1024
 
 @attrs.frozen
 class RequestHead:
-    """The opening request. Header names are lower case; `raw` is all of it, and `surplus` what was read
-    beyond it."""
+    """The opening request. Header names are lower case; `surplus` is what was read beyond it."""
 
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
-    raw: bytes = attrs.field(repr=False)
     surplus: bytes = attrs.field(repr=False, default=b"")
 
     @property
@@ -50,6 +48,22 @@ class RequestHead:
             and "websocket" in (item.casefold() for item in self.listed("upgrade"))
             and "upgrade" in (item.casefold() for item in self.listed("connection"))
         )
+
+
+def plain_request(head: RequestHead, subprotocol: str | None) -> dict[str, str]:
+    """What is left for an engine to answer of a request that was admitted, as headers. Engines are of
+    different minds about headers that come twice, or hold more than they must; who is let in is not theirs
+    to say."""
+    headers = {
+        "Host": "localhost",
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": head.header("sec-websocket-key") or "",
+    }
+    if subprotocol is not None:
+        headers["Sec-WebSocket-Protocol"] = subprotocol
+    return headers
 
 
 class Refused(Exception):
@@ -86,7 +100,7 @@ async def read_head(stream: trio.abc.ReceiveStream) -> RequestHead | None:
     the time.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-    raw = bytearray()
+    is_silent = True
     while True:
         try:
             event = connection.next_event()
@@ -103,13 +117,12 @@ async def read_head(stream: trio.abc.ReceiveStream) -> RequestHead | None:
                 event.method.decode("ascii"),
                 event.target.decode("ascii", "replace"),
                 tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers),
-                bytes(raw[: len(raw) - len(surplus)]),
                 surplus,
             )
         data = await stream.receive_some(MAX_HEAD_BYTES)
-        if not data and not raw:
+        if not data and is_silent:
             return None
-        raw += data
+        is_silent = False
         connection.receive_data(bytes(data))
 
 

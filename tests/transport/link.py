@@ -31,7 +31,6 @@ OPENING_HEAD = RequestHead(
     "GET",
     "/mcp",
     tuple((name.lower(), value) for name, value in (line.split(": ") for line in OPENING.splitlines()[1:])),
-    f"{OPENING}\r\n".encode(),
 )
 """The same, read."""
 OPTIONS = EngineOptions(max_message_bytes=1000, control_rate_per_minute=0, control_rate_burst=100)
@@ -241,6 +240,7 @@ async def open_link(
     sent: Sequence[bytes] = (),
     subprotocol: str | None = None,
     offered: str | None = None,
+    headers: str = "",
     **options: float,
 ) -> AsyncIterator[Link]:
     """An engine whose client has asked for a WebSocket, and `sent` these bytes in the same packet.
@@ -250,7 +250,7 @@ async def open_link(
     async with connect() as (stream, clients), trio.open_nursery() as nursery:
         client = RawClient(clients)
         protocols = f"Sec-WebSocket-Protocol: {offered}\r\n" if offered else ""
-        await client.send(f"{OPENING}{protocols}\r\n".encode(), *sent)
+        await client.send(f"{OPENING}{protocols}{headers}\r\n".encode(), *sent)
         if sent:
             await wait_all_tasks_blocked()
         head = await read_head(stream)

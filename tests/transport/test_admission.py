@@ -26,7 +26,7 @@ def head(*, target: str = "/mcp", method: str = "GET", **headers: str | None) ->
     }
     merged |= {name.replace("_", "-"): value for name, value in headers.items()}
     pairs = tuple((name, value) for name, value in merged.items() if value is not None)
-    return RequestHead(method, target, pairs, b"")
+    return RequestHead(method, target, pairs)
 
 
 def admission(*tokens: AuthToken, **server: object) -> Admission:

@@ -48,6 +48,37 @@ async def test_the_opening_is_answered(offered: str | None, chosen: str | None, 
         assert await link.messages(1) == ["hello"]
 
 
+ODD_HEADERS = [
+    "Connection: keep-alive",
+    "Connection: Upgrade",
+    "Connection: a b",
+    "Upgrade: websocket",
+    "Upgrade: h2c, websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Version: 8",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Protocol: ",
+    "Sec-WebSocket-Protocol: other,, a b",
+    "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
+    "Sec-WebSocket-Extensions: ;;=,",
+    "Origin: http://localhost\r\nOrigin: http://localhost",
+    "User-Agent: J\u00fcrgen",
+    "Content-Length: 0",
+    "Transfer-Encoding: chunked",
+    "Expect: 100-continue",
+]
+"""Added to a good request. Admission takes them, and then it is not for an engine to object."""
+
+
+@pytest.mark.parametrize("odd", ODD_HEADERS)
+async def test_who_was_admitted_is_let_in(odd: str, memory_link: OpenLink) -> None:
+    async with memory_link(headers=f"{odd}\r\n", offered="mcp", subprotocol="mcp") as link:
+        assert link.opening.startswith(b"HTTP/1.1 101 ")
+        assert ACCEPTED in link.opening
+        await link.client.send(text("hello"))
+        assert await link.messages(1) == ["hello"]
+
+
 @pytest.mark.parametrize("cut", [1, 5, None])
 async def test_frames_that_came_with_the_opening_are_read(cut: int | None, any_link: OpenLink) -> None:
     """A client that is in a hurry does not wait for the answer."""
