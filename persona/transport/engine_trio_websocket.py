@@ -190,7 +190,10 @@ class TrioWebsocketEngine:
             message_queue_size=MESSAGE_QUEUE,
             receive_buffer_size=RECEIVE_BUFFER_BYTES,
         )
-        connection = await request.accept(subprotocol=subprotocol)
+        try:
+            connection = await request.accept(subprotocol=subprotocol)
+        except trio_websocket.ConnectionClosed:
+            raise trio.BrokenResourceError("the peer went before it was answered") from None
         lent.open()
         return cls(connection, stream, lent, scanner)
 

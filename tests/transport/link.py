@@ -249,20 +249,20 @@ async def open_link(
     """
     async with connect() as (stream, clients), trio.open_nursery() as nursery:
         client = RawClient(clients)
-        protocols = f"Sec-WebSocket-Protocol: {offered}\r\n" if offered else ""
-        await client.send(f"{OPENING}{protocols}{headers}\r\n".encode(), *sent)
-        if sent:
-            await wait_all_tasks_blocked()
-        head = await read_head(stream)
-        assert head is not None
-        assert head.surplus == b"".join(sent)
-        engine = await accept_with(name)(
-            nursery, stream, head, subprotocol=subprotocol, options=attrs.evolve(OPTIONS, **options)
-        )
-        link = Link(engine, client, await client.opening(), nursery)
-        engine.on_unsent = link.flush
         # The checkpoints are the caller's.
         with trio.fail_after(30):  # noqa: ASYNC100
+            protocols = f"Sec-WebSocket-Protocol: {offered}\r\n" if offered else ""
+            await client.send(f"{OPENING}{protocols}{headers}\r\n".encode(), *sent)
+            if sent:
+                await wait_all_tasks_blocked()
+            head = await read_head(stream)
+            assert head is not None
+            assert head.surplus == b"".join(sent)
+            engine = await accept_with(name)(
+                nursery, stream, head, subprotocol=subprotocol, options=attrs.evolve(OPTIONS, **options)
+            )
+            link = Link(engine, client, await client.opening(), nursery)
+            engine.on_unsent = link.flush
             yield link
         await engine.abort()
         await trio.aclose_forcefully(clients)

@@ -446,6 +446,15 @@ async def test_sending_to_a_peer_that_resets_ends(socket_link: OpenLink) -> None
         await link.aclose()
 
 
+async def test_a_peer_that_is_gone_before_it_is_answered(engine: str) -> None:
+    ours, theirs = memory_stream_pair()
+    await theirs.aclose()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(trio.BrokenResourceError):
+            await accept_with(engine)(nursery, ours, OPENING_HEAD, subprotocol=None, options=OPTIONS)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_goodbye_to_a_peer_that_is_gone_is_no_error(any_link: OpenLink) -> None:
     async with any_link() as link:
         await link.client.stream.aclose()
