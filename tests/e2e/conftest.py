@@ -1,9 +1,27 @@
 """What every end-to-end test may want to be sure of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog.testing
+
+from tests import serving as real
+from tests.serving import RunningServer
+
+Serving = Callable[..., AbstractAsyncContextManager[RunningServer]]
+
+
+@pytest.fixture
+def serving(engine: str) -> Serving:
+    """`tests.serving.serving` with that engine: a test that asks for this runs over each."""
+
+    def started(file: Path, **sections: dict[str, Any]) -> AbstractAsyncContextManager[RunningServer]:
+        return real.serving(file, **{**sections, "server": {"engine": engine, **sections.get("server", {})}})
+
+    return started
 
 
 @pytest.fixture

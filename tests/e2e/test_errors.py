@@ -11,7 +11,8 @@ from persona.config import AuthToken
 from persona.errors import PersonaError
 from persona.rpc.results import error_classes
 from persona.transport.admission import token_hash
-from tests.serving import RunningServer, Wire, dial, serving
+from tests.e2e.conftest import Serving
+from tests.serving import RunningServer, Wire, dial
 
 SLOW_MODEL = {"backend": "scripted", "scripted_first_token_s": 30.0}
 CHAT = {"message": "Hello", "persona_id": "aria"}
@@ -29,7 +30,7 @@ def check(error: dict[str, Any], code: int, reason: str, *, retryable: bool = Fa
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RunningServer]:
+async def server(tmp_path: Path, serving: Serving) -> AsyncIterator[RunningServer]:
     async with serving(tmp_path / "p.db") as running:
         yield running
 
@@ -75,7 +76,7 @@ async def test_invalid_request(wire: Wire, frame: Any, id: Any) -> None:
     await wire.alive()
 
 
-async def test_a_duplicate_id_is_an_invalid_request(tmp_path: Path) -> None:
+async def test_a_duplicate_id_is_an_invalid_request(tmp_path: Path, serving: Serving) -> None:
     async with serving(tmp_path / "p.db", llm=SLOW_MODEL) as server, dial(server.url) as wire:
         await wire.start("persona.chat", CHAT, id="twice")
         await wire.start("system.ping", id="twice")
@@ -124,7 +125,7 @@ async def test_invalid_params_name_the_field(wire: Wire, method: str, params: An
 
 
 async def test_internal_error_carries_an_id_and_no_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Serving
 ) -> None:
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("secret detail at /home/somebody")
@@ -147,7 +148,7 @@ async def test_no_active_persona(wire: Wire) -> None:
     await wire.alive()
 
 
-async def test_memory_error(tmp_path: Path) -> None:
+async def test_memory_error(tmp_path: Path, serving: Serving) -> None:
     database = tmp_path / "p.db"
     async with serving(database, database={"busy_timeout_s": 0.05}) as server, dial(server.url) as wire:
         await wire.call("persona.switch", {"persona_id": "aria"})
@@ -166,7 +167,7 @@ async def test_memory_error(tmp_path: Path) -> None:
         assert [turn["content"] for turn in history["turns"]][::2] == ["Again"]
 
 
-async def test_llm_unavailable(tmp_path: Path) -> None:
+async def test_llm_unavailable(tmp_path: Path, serving: Serving) -> None:
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listeners[0].socket.getsockname()[1]
@@ -220,7 +221,7 @@ async def test_conflict(wire: Wire) -> None:
     await wire.alive()
 
 
-async def test_rate_limited(tmp_path: Path) -> None:
+async def test_rate_limited(tmp_path: Path, serving: Serving) -> None:
     limits = {"rate_limit_per_minute": 60, "rate_limit_burst": 3}
     async with serving(tmp_path / "p.db", limits=limits) as server, dial(server.url) as wire:
         for _ in range(3):
@@ -231,7 +232,7 @@ async def test_rate_limited(tmp_path: Path) -> None:
         await wire.alive()
 
 
-async def test_overloaded_by_what_is_in_flight(tmp_path: Path) -> None:
+async def test_overloaded_by_what_is_in_flight(tmp_path: Path, serving: Serving) -> None:
     async with (
         serving(tmp_path / "p.db", llm=SLOW_MODEL, limits={"max_in_flight": 2}) as server,
         dial(server.url) as wire,
@@ -246,7 +247,7 @@ async def test_overloaded_by_what_is_in_flight(tmp_path: Path) -> None:
         assert (await wire.call("stream.cancel", {"request_id": "a"}))["cancelled"]
 
 
-async def test_overloaded_by_the_models_queue(tmp_path: Path) -> None:
+async def test_overloaded_by_the_models_queue(tmp_path: Path, serving: Serving) -> None:
     llm = {**SLOW_MODEL, "max_concurrency": 1, "max_queue": 1}
     async with serving(tmp_path / "p.db", llm=llm) as server, dial(server.url) as wire:
         for persona, id in (("aria", "runs"), ("kira", "waits")):
@@ -257,7 +258,7 @@ async def test_overloaded_by_the_models_queue(tmp_path: Path) -> None:
         assert check(error, -32011, "overloaded", retryable=True)["retry_after_s"] > 0
 
 
-async def test_deadline_exceeded(tmp_path: Path) -> None:
+async def test_deadline_exceeded(tmp_path: Path, serving: Serving) -> None:
     async with (
         serving(tmp_path / "p.db", llm=SLOW_MODEL, limits={"chat_timeout_s": 0.2}) as server,
         dial(server.url) as wire,
@@ -266,7 +267,7 @@ async def test_deadline_exceeded(tmp_path: Path) -> None:
         await wire.alive()
 
 
-async def test_cancelled(tmp_path: Path) -> None:
+async def test_cancelled(tmp_path: Path, serving: Serving) -> None:
     async with serving(tmp_path / "p.db", llm=SLOW_MODEL) as server, dial(server.url) as wire:
         await wire.start("persona.chat", CHAT, id="c")
         await wire.start("stream.cancel", {"request_id": "c"}, id="k")
@@ -276,7 +277,7 @@ async def test_cancelled(tmp_path: Path) -> None:
         await wire.alive()
 
 
-async def test_shutting_down(tmp_path: Path) -> None:
+async def test_shutting_down(tmp_path: Path, serving: Serving) -> None:
     async with serving(tmp_path / "p.db", llm=SLOW_MODEL) as server, dial(server.url) as wire:
         await wire.start("persona.chat", CHAT, id="c")
         await wire.alive()
@@ -291,7 +292,7 @@ async def test_shutting_down(tmp_path: Path) -> None:
         assert await wire.close_code() == 1012
 
 
-async def test_unauthorized(tmp_path: Path) -> None:
+async def test_unauthorized(tmp_path: Path, serving: Serving) -> None:
     tokens = (AuthToken("ann", "user", token_hash("a")), AuthToken("root", "admin", token_hash("r")))
     async with serving(tmp_path / "p.db", auth={"tokens": tokens}) as server:
         async with dial(server.url, authorization="Bearer a") as wire:

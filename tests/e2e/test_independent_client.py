@@ -15,7 +15,8 @@ import trio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.serving import RunningServer, serving
+from tests.e2e.conftest import Serving
+from tests.serving import RunningServer
 
 pytestmark = pytest.mark.usefixtures("nothing_crashed")
 
@@ -58,11 +59,12 @@ class Peer:
         return reply["result"]
 
 
-async def test_the_whole_flow(tmp_path: Path) -> None:
+async def test_the_whole_flow(tmp_path: Path, serving: Serving, engine: str) -> None:
     async def client(url: str) -> None:
         async with connect(url, **MCP) as ws:
             assert ws.subprotocol == "mcp"
             peer = Peer(ws)
+            assert (await peer.call("session.info"))["server"]["engine"] == engine
             assert {p["name"] for p in (await peer.call("persona.list"))["personas"]} == {"Aria", "Kira"}
             assert (await peer.call("persona.switch", {"persona_id": "aria"}))["name"] == "Aria"
             answer = await peer.call("persona.chat", {"message": "Hello"})
@@ -127,7 +129,7 @@ async def test_the_whole_flow(tmp_path: Path) -> None:
     ("offered", "selected"),
     [(None, None), (["mcp"], "mcp"), (["other", "mcp"], "mcp"), (["other"], None)],
 )
-async def test_the_sub_protocol(offered: Any, selected: str | None, tmp_path: Path) -> None:
+async def test_the_sub_protocol(offered: Any, selected: str | None, tmp_path: Path, serving: Serving) -> None:
     async def client(url: str) -> None:
         async with connect(url, subprotocols=offered) as ws:
             assert ws.subprotocol == selected
@@ -148,7 +150,9 @@ def ping_of(size_bytes: int, character: str = "x") -> str:
 
 
 @pytest.mark.parametrize("character", ["x", "ü", "海", "🎉"])
-async def test_a_message_has_64_kib_and_not_a_byte_more(character: str, tmp_path: Path) -> None:
+async def test_a_message_has_64_kib_and_not_a_byte_more(
+    character: str, tmp_path: Path, serving: Serving
+) -> None:
     async def client(url: str) -> None:
         async with connect(url, **MCP) as witness, connect(url, **MCP) as ws:
             await ws.send(ping_of(LIMIT_BYTES, character))
@@ -177,7 +181,7 @@ async def close_code(ws: ClientConnection) -> int | None:
     return ws.close_code
 
 
-async def test_a_message_far_too_large_is_refused_while_it_comes(tmp_path: Path) -> None:
+async def test_a_message_far_too_large_is_refused_while_it_comes(tmp_path: Path, serving: Serving) -> None:
     async def client(url: str) -> None:
         async with connect(url, **MCP) as witness, connect(url, **MCP) as ws:
             with contextlib.suppress(ConnectionClosed):
@@ -190,7 +194,7 @@ async def test_a_message_far_too_large_is_refused_while_it_comes(tmp_path: Path)
         await in_asyncio(client, server.url)
 
 
-async def test_a_binary_message_is_refused(tmp_path: Path) -> None:
+async def test_a_binary_message_is_refused(tmp_path: Path, serving: Serving) -> None:
     async def client(url: str) -> None:
         async with connect(url, **MCP) as witness, connect(url, **MCP) as ws:
             await ws.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "system.ping"}).encode())
@@ -215,7 +219,9 @@ BROKEN_FRAMING = {
 
 
 @pytest.mark.parametrize("data", BROKEN_FRAMING.values(), ids=BROKEN_FRAMING)
-async def test_broken_framing_drops_one_connection_only(data: bytes, tmp_path: Path) -> None:
+async def test_broken_framing_drops_one_connection_only(
+    data: bytes, tmp_path: Path, serving: Serving
+) -> None:
     async def client(url: str) -> None:
         async with connect(url, **MCP) as witness, connect(url, **MCP, ping_interval=None) as ws:
             peer = Peer(witness)
@@ -274,7 +280,7 @@ UPGRADE = {
     ],
 )
 async def test_refusals_before_the_websocket(
-    path: str, headers: dict[str, str], status: int, tmp_path: Path
+    path: str, headers: dict[str, str], status: int, tmp_path: Path, serving: Serving
 ) -> None:
     async with serving(tmp_path / "p.db") as server:
         response, body = await http_get(server, path, headers)
@@ -295,7 +301,7 @@ async def test_refusals_before_the_websocket(
         await in_asyncio(well_meant, server.url)
 
 
-async def test_one_connection_too_many(tmp_path: Path) -> None:
+async def test_one_connection_too_many(tmp_path: Path, serving: Serving) -> None:
     async def client(url: str) -> None:
         async with connect(url) as one:
             async with connect(url) as two:
@@ -329,7 +335,9 @@ async def connect_when_there_is_room(url: str) -> ClientConnection:
             await asyncio.sleep(0.01)
 
 
-async def test_a_refused_message_gives_its_place_back_within_a_second(tmp_path: Path) -> None:
+async def test_a_refused_message_gives_its_place_back_within_a_second(
+    tmp_path: Path, serving: Serving
+) -> None:
     """A client that sent too much, or broke the framing, and then does not even close."""
 
     async def client(url: str) -> None:

@@ -18,12 +18,6 @@ OpenLink = Callable[..., AbstractAsyncContextManager[Link]]
 NEEDS_EPOLL = pytest.mark.skipif(not HAS_EPOLL, reason="this system has no epoll")
 
 
-@pytest.fixture(params=["trio-websocket", "sansio"])
-def engine(request: pytest.FixtureRequest) -> str:
-    """The name of an engine, as the settings have it."""
-    return request.param
-
-
 @pytest.fixture
 def memory_link(engine: str) -> OpenLink:
     """`open_link` over a stream in memory: for tests that own the clock."""
