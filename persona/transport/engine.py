@@ -78,8 +78,8 @@ class Engine(Protocol):
 
     async def send(self, messages: Sequence[bytes]) -> None:
         """Send text messages. Raises `PeerGone`, with the cause `write_deadline` where it took too long.
-        After that, or a send that was cancelled, `aclose` will only `abort`: half a frame may be on the
-        wire, and nothing sensible can follow it."""
+        After that, or a send that was cancelled once it had begun, `aclose` will only `abort`: half a frame
+        may be on the wire, and nothing sensible can follow it."""
         ...
 
     def send_nowait(self, messages: Sequence[bytes]) -> None:

@@ -231,6 +231,8 @@ class SansioEngine:
         if self._farewell is not None and self._ending is not None:
             # Nothing new is begun; what is left of a frame goes with the answer.
             raise self._ending
+        # Not to take what is unsent only to lose it: the writer may be cut before it begins.
+        await trio.lowlevel.checkpoint_if_cancelled()
         data, self._unsent = self._unsent + self._framed(messages), b""
         self._send_ended = trio.Event()
         try:

@@ -394,6 +394,16 @@ async def test_after_a_send_that_was_cut_nothing_more_is_written(socket_link: Op
     assert whole.startswith(written)
 
 
+async def test_a_send_that_was_cut_before_it_began_does_no_harm(any_link: OpenLink) -> None:
+    async with any_link() as link:
+        with trio.CancelScope() as cancelled:
+            cancelled.cancel()
+            await link.engine.send([b"x"])
+        assert cancelled.cancelled_caught
+        await link.client.send(close(1000))
+        assert await link.farewell((await link.ending())[1]) == 1000
+
+
 # A peer that is gone
 
 

@@ -19,6 +19,7 @@ from persona.transport.connection import WRITE_BYTES
 from persona.transport.listener import CLOSE_JITTER_S, RETRY_AFTER_S, peer_address
 from tests.transport.conftest import OpenHouse
 from tests.transport.house import HEAD, House, open_by_hand, stay_on
+from tests.transport.link import CLOSE, PING, RawClient, close, frame, text
 
 # Who is let in
 
@@ -213,6 +214,20 @@ async def test_a_listener_that_is_cancelled_says_that_the_server_restarts(
         house.nursery.start_soon(stay, house)
         await wait_all_tasks_blocked()
     assert [loss.code for loss in lost] == [1012]
+
+
+async def test_who_asks_and_closes_in_one_breath_gets_its_goodbye(
+    autojump_clock: MockClock, open_house: OpenHouse
+) -> None:
+    """What was to be sent is cut before it began; no half of it stands on the wire."""
+    async with open_house() as house:
+        client = RawClient(await open_by_hand(house))
+        await client.send(frame(PING, b"?"), text("{"), close(1001))
+        said = [await client.frame()]
+        while said[-1][0] != CLOSE:
+            said.append(await client.frame())
+        assert said[-1] == (CLOSE, b"\x03\xe9")
+        assert await client.rest() == b""
 
 
 # Shedding
