@@ -230,6 +230,33 @@ async def test_who_asks_and_closes_in_one_breath_gets_its_goodbye(
         assert await client.rest() == b""
 
 
+async def test_who_does_not_answer_a_ping_is_counted_as_that(
+    autojump_clock: MockClock, open_house: OpenHouse
+) -> None:
+    async with open_house(limits={"ping_interval_s": 20.0, "ping_timeout_s": 15.0}) as house:
+        await open_by_hand(house)
+        await trio.sleep(34.9)
+        assert house.value("connections") == 1
+        await trio.sleep(0.2)
+        assert house.value("connections") == 0
+        assert house.value("connections_closed_total", cause="ping_timeout") == 1
+
+
+async def test_who_does_not_take_what_it_is_sent_is_counted_as_that(
+    autojump_clock: MockClock, open_house: OpenHouse
+) -> None:
+    async with open_house(limits={"write_deadline_s": 10.0}) as house:
+        ours, theirs = house.knock()
+        await house.nursery.start(stay_on, ours)
+        theirs.send_stream.send_all_hook = trio.sleep_forever
+        house.connection_of(1).offer(b"{}")
+        await trio.sleep(9.9)
+        assert house.value("connections") == 1
+        await trio.sleep(0.2)
+        assert house.value("connections") == 0
+        assert house.value("connections_closed_total", cause="write_deadline") == 1
+
+
 # Shedding
 
 
