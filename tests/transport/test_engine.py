@@ -426,7 +426,8 @@ async def test_the_end_stays_the_end(any_link: OpenLink) -> None:
 async def test_last_words_reach_a_peer_that_was_still_sending(socket_link: OpenLink) -> None:
     """Closing a socket with unread bytes in it would reset the connection, and the words be lost."""
     async with socket_link() as link:
-        await link.client.send(frame(TEXT, bytes(1001)), *[text("and more")] * 1000)
+        # More than one read takes, and less than is read in a moment.
+        await link.client.send(frame(TEXT, bytes(1001)), *[text("and more")] * 7000)
         ending = (await link.ending())[1]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.aclose, 1009, "no")
