@@ -1,7 +1,7 @@
 """The sharp edges of trio-websocket, numbered as the notes on it have them: our server has none of them.
 
-What every engine must do stands in `test_engine.py` and `test_engine_endings.py`. Here a house is served by
-trio-websocket, which is the default.
+What every engine must do stands in `test_engine.py`, `_control`, `_endings` and `_faults`. Here a house is
+served by trio-websocket, which is the default.
 """
 
 import json
