@@ -100,7 +100,7 @@ async def read_head(stream: trio.abc.ReceiveStream) -> RequestHead | None:
     the time.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-    is_silent = True
+    read_bytes = 0
     while True:
         try:
             event = connection.next_event()
@@ -109,7 +109,7 @@ async def read_head(stream: trio.abc.ReceiveStream) -> RequestHead | None:
             raise Refused(status, "bad_request", "This is no HTTP request this server understands.") from None
         if isinstance(event, h11.Request):
             surplus, _ = connection.trailing_data
-            if len(raw) - len(surplus) > MAX_HEAD_BYTES:
+            if read_bytes - len(surplus) > MAX_HEAD_BYTES:
                 # h11 bounds what is incomplete, and the end of this one came with the last read.
                 status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
                 raise Refused(status, "bad_request", "The request's headers are too long.")
@@ -120,9 +120,9 @@ async def read_head(stream: trio.abc.ReceiveStream) -> RequestHead | None:
                 surplus,
             )
         data = await stream.receive_some(MAX_HEAD_BYTES)
-        if not data and is_silent:
+        if not data and not read_bytes:
             return None
-        is_silent = False
+        read_bytes += len(data)
         connection.receive_data(bytes(data))
 
 

@@ -33,7 +33,9 @@ OPENING_HEAD = RequestHead(
     tuple((name.lower(), value) for name, value in (line.split(": ") for line in OPENING.splitlines()[1:])),
 )
 """The same, read."""
-OPTIONS = EngineOptions(max_message_bytes=1000, control_rate_per_minute=0, control_rate_burst=100)
+OPTIONS = EngineOptions(
+    max_message_bytes=1000, control_rate_per_minute=0, control_rate_burst=100, write_deadline_s=10.0
+)
 
 
 def frame(

@@ -1,11 +1,19 @@
-"""Last words."""
+"""Sends that take too long, and last words."""
 
 import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 from websockets.exceptions import ProtocolError
 
-from persona.transport.closing import LINGER_BYTES, LINGER_S, close_frame, linger, say_goodbye
+from persona.transport.closing import (
+    LINGER_BYTES,
+    LINGER_S,
+    TooSlow,
+    close_frame,
+    linger,
+    say_goodbye,
+    send_within,
+)
 
 
 def test_a_close_frame() -> None:
@@ -14,6 +22,36 @@ def test_a_close_frame() -> None:
     assert close_frame(1000, "x" * 123) == b"\x88\x7d\x03\xe8" + b"x" * 123
     with pytest.raises(ProtocolError):
         close_frame(1000, "x" * 124)
+
+
+@pytest.mark.parametrize(("takes_s", "is_in_time"), [(0, True), (9.9, True), (10.1, False)])
+async def test_a_send_has_its_time_and_no_more(
+    autojump_clock: MockClock, takes_s: float, is_in_time: bool
+) -> None:
+    ours, theirs = memory_stream_pair()
+    deliver = ours.send_stream.send_all_hook
+    assert deliver is not None
+
+    async def slowly() -> None:
+        await trio.sleep(takes_s)
+        await deliver()
+
+    ours.send_stream.send_all_hook = slowly
+    if is_in_time:
+        await send_within(ours, b"data", 10.0)
+        assert await theirs.receive_some() == b"data"
+    else:
+        with pytest.raises(TooSlow):
+            await send_within(ours, b"data", 10.0)
+        assert trio.current_time() == 10
+
+
+async def test_a_send_over_a_broken_stream_is_not_too_slow() -> None:
+    ours, theirs = memory_stream_pair()
+    await theirs.aclose()
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        await send_within(ours, b"data", 10.0)
+    assert not isinstance(caught.value, TooSlow)
 
 
 async def test_words_then_the_end_and_the_stream_stays_open(autojump_clock: MockClock) -> None:

@@ -67,13 +67,12 @@ async def test_what_comes_after_the_clients_close_is_not_looked_at(late: bytes, 
         assert await link.client.frame() == (CLOSE, b"\x03\xe8")
 
 
-async def test_a_close_in_the_middle_of_a_message(engine: str, memory_link: OpenLink) -> None:
-    """The engines differ: `websockets` holds that a message which was begun must be ended."""
+async def test_a_close_in_the_middle_of_a_message(memory_link: OpenLink) -> None:
     async with memory_link() as link:
         await link.client.send(fragments(b"one", b"two")[0], close(1000))
         messages, ending = await link.ending()
         assert messages == []
-        assert code_of(ending) == ((BadMessage, 1002) if engine == "sansio" else (PeerGone, 1000))
+        assert code_of(ending) == (PeerGone, 1000)
         assert await link.farewell(ending) == ending.code
 
 

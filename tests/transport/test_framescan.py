@@ -15,7 +15,10 @@ def scanner(
     *, max_bytes: int = 100, burst: int = 3, per_minute: float = 60, now: list[float] | None = None
 ) -> FrameScanner:
     options = EngineOptions(
-        max_message_bytes=max_bytes, control_rate_per_minute=per_minute, control_rate_burst=burst
+        max_message_bytes=max_bytes,
+        control_rate_per_minute=per_minute,
+        control_rate_burst=burst,
+        write_deadline_s=10.0,
     )
     times = [0.0] if now is None else now
     return FrameScanner(options, lambda: times[0])

@@ -257,6 +257,26 @@ async def test_who_does_not_take_what_it_is_sent_is_counted_as_that(
         assert house.value("connections_closed_total", cause="write_deadline") == 1
 
 
+async def test_a_write_may_take_all_of_its_time(autojump_clock: MockClock, open_house: OpenHouse) -> None:
+    async with open_house(limits={"write_deadline_s": 10.0}) as house:
+        ours, theirs = house.knock()
+        client = await house.nursery.start(stay_on, ours)
+        deliver = theirs.send_stream.send_all_hook
+        assert deliver is not None
+
+        async def slowly() -> None:
+            await trio.sleep(9.9)
+            await deliver()
+
+        theirs.send_stream.send_all_hook = slowly
+        for number in range(3):
+            house.connection_of(1).offer(b'{"jsonrpc":"2.0","method":"event","params":[%d]}' % number)
+            await wait_all_tasks_blocked()
+        await trio.sleep(30)
+        events = client.events()
+        assert [events.receive_nowait().params for _ in range(3)] == [[0], [1], [2]]
+
+
 # Shedding
 
 
