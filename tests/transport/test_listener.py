@@ -19,7 +19,7 @@ from persona.transport.connection import WRITE_BYTES
 from persona.transport.listener import CLOSE_JITTER_S, RETRY_AFTER_S, peer_address
 from tests.transport.conftest import OpenHouse
 from tests.transport.house import HEAD, House, open_by_hand, stay_on
-from tests.transport.link import CLOSE, PING, RawClient, close, frame, text
+from tests.transport.link import CLOSE, PING, TEXT, RawClient, close, frame, text
 
 # Who is let in
 
@@ -36,6 +36,17 @@ async def test_a_client_is_served_and_forgotten_when_it_leaves(
         assert house.listener.connections == {}
         assert house.hub.publish("news", "x", None).delivered == 0
         assert house.value("connections_closed_total", cause="client") == 1
+
+
+async def test_it_is_served_by_the_engine_that_is_set(
+    autojump_clock: MockClock, open_house: OpenHouse, engine: str
+) -> None:
+    """Told by what they differ in: trio-websocket insists on the shortest form of a length."""
+    async with open_house() as house:
+        client = RawClient(await open_by_hand(house))
+        await client.send(b"\x81\xfe\0\1\0\0\0\0{")
+        opcode, _ = await client.frame()
+        assert opcode == (TEXT if engine == "sansio" else CLOSE)
 
 
 async def test_one_connection_too_many_is_refused_until_another_leaves(
