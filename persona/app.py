@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import attrs
@@ -157,6 +158,8 @@ def _assemble(
             memory_bytes=metrics.value("resident_memory_bytes"),
         )
 
+    # Made once: to make it takes milliseconds, and a batch may ask for it fifty times.
+    @cache
     def document() -> dict[str, Any]:
         url = f"ws://{settings.server.host}:{settings.server.port}{PATH}"
         return openrpc_document(registry.specs(), version=__version__, url=url)

@@ -238,6 +238,9 @@ class Dispatcher:
         size_bytes = 0
         try:
             for entry in work.entries:
+                if work.is_batch:
+                    # Fifty calls that wait for nothing would hold up everybody else.
+                    await trio.lowlevel.checkpoint()
                 if isinstance(entry, bytes):
                     reply: bytes | None = entry
                 elif size_bytes > self._limits.max_pending_bytes:

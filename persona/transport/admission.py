@@ -78,6 +78,15 @@ class Admission:
             address=_counted(address),
         )
 
+    def counted_peer(self, peer: str) -> str:
+        """What the cap per address counts of who has said nothing yet: as `Admitted.address`, and empty for
+        a proxy of ours, through which anybody may come."""
+        address = _address(peer)
+        return "" if address is None or self._is_proxy(address) else _counted(address)
+
+    def _is_proxy(self, address: IPAddress) -> bool:
+        return any(address in proxy for proxy in self._proxies)
+
     def _check_host(self, host: str | None) -> None:
         # A page on any site can make a browser connect here under a name that resolves to
         # loopback (DNS rebinding); an address, or a name that is ours, cannot be rebound.
@@ -104,7 +113,7 @@ class Admission:
         """The client's address: the nearest in `X-Forwarded-For` that is no proxy of ours."""
         address = _address(peer)
         hops = head.listed("x-forwarded-for")
-        while address is not None and hops and any(address in proxy for proxy in self._proxies):
+        while address is not None and hops and self._is_proxy(address):
             address = _address(hops.pop())
         return address
 

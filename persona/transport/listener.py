@@ -81,6 +81,8 @@ class Listener:
         self.keepalive = Keepalive(self._limits.ping_interval_s)
         """To be run for as long as streams are served."""
         self._per_address: Counter[str] = Counter()
+        # Half-open ones, likewise: one machine cannot take all of their places either.
+        self._opening: Counter[str] = Counter()
         self._handshakes: set[trio.CancelScope] = set()
         self._places = 0
         self._draining = False
@@ -145,11 +147,12 @@ class Listener:
 
     async def _admit_and_run(self, stream: trio.abc.Stream, engine_nursery: trio.Nursery) -> None:
         deadline = trio.current_time() + self._limits.handshake_timeout_s
-        with self._half_open(deadline):
+        peer = peer_address(stream)
+        with self._half_open(deadline, self._admission.counted_peer(peer)):
             head = await read_head(stream)
         if head is None:
             return
-        admitted = self._admission.admit(head, peer_address(stream))
+        admitted = self._admission.admit(head, peer)
         with self._place(admitted.address):
             with trio.fail_at(deadline):
                 engine = await self._accept(
@@ -164,20 +167,24 @@ class Listener:
             await self._run(engine, admitted)
 
     @contextmanager
-    def _half_open(self, deadline: float) -> Iterator[None]:
-        """One of the places for these. Raises `TooSlowError` at the deadline, and ends with a drain."""
+    def _half_open(self, deadline: float, address: str) -> Iterator[None]:
+        """One of the places for these, and one of the address's; `address` empty is exempt. Raises
+        `TooSlowError` at the deadline, and ends with a drain."""
         if self._draining:
             raise _shutting_down()
         if len(self._handshakes) >= self._limits.max_handshakes:
             raise _no_room("handshakes", "Too many connections are being opened.")
+        self._check_address(self._opening[address], address)
         scope = trio.CancelScope(deadline=deadline)
         self._handshakes.add(scope)
+        self._opening[address] += 1
         self._metrics.handshakes.set(len(self._handshakes))
         try:
             with scope:
                 yield
         finally:
             self._handshakes.remove(scope)
+            _give_back(self._opening, address)
             self._metrics.handshakes.set(len(self._handshakes))
         if scope.cancelled_caught:
             raise _shutting_down() if self._draining else trio.TooSlowError
@@ -191,18 +198,19 @@ class Listener:
             raise _no_room("max_connections", "The server is full.")
         if not self._has_memory():
             raise _no_room("memory", "The server is short of memory.")
-        per_address = self._limits.max_connections_per_address
-        if address and per_address and self._per_address[address] >= per_address:
-            raise _no_room("max_connections_per_address", "Too many connections from this address.")
+        self._check_address(self._per_address[address], address)
         self._places += 1
         self._per_address[address] += 1
         try:
             yield
         finally:
             self._places -= 1
-            self._per_address[address] -= 1
-            if not self._per_address[address]:
-                del self._per_address[address]
+            _give_back(self._per_address, address)
+
+    def _check_address(self, count: int, address: str) -> None:
+        limit = self._limits.max_connections_per_address
+        if address and limit and count >= limit:
+            raise _no_room("max_connections_per_address", "Too many connections from this address.")
 
     async def _run(self, engine: Engine, admitted: Admitted) -> None:
         session = self._sessions.open(admitted.identity)
@@ -322,6 +330,12 @@ def peer_address(stream: trio.abc.Stream) -> str:
     if isinstance(stream, trio.SocketStream):
         return str(stream.socket.getpeername()[0])
     return ""
+
+
+def _give_back(places: Counter[str], address: str) -> None:
+    places[address] -= 1
+    if not places[address]:
+        del places[address]
 
 
 def _shutting_down() -> Refused:

@@ -181,6 +181,21 @@ async def test_a_batch_that_asks_for_too_much_is_answered_in_part(autojump_clock
     ]
 
 
+async def test_others_run_between_the_entries_of_a_batch() -> None:
+    here, turns = desk(), []
+
+    async def other() -> None:
+        while True:
+            turns.append(len(here.methods.ran))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await here.ask([call("t.now", number) for number in range(50)])
+        nursery.cancel_scope.cancel()
+    assert max(later - earlier for earlier, later in itertools.pairwise(turns)) <= 2
+
+
 async def test_deadlines(autojump_clock: MockClock) -> None:
     here = desk(request_timeout_s=10.0, chat_timeout_s=20.0)
     assert "result" in await here.ask(call("t.sleep", seconds=9.9))

@@ -162,6 +162,20 @@ def test_which_address_is_counted(peer: str, forwarded: str | None, counted: str
     assert rules.admit(head(x_forwarded_for=forwarded), peer).address == counted
 
 
+@pytest.mark.parametrize(
+    ("peer", "counted"),
+    [
+        (LOCAL, ""),
+        ("", ""),
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("10.0.0.1", ""),  # a proxy of ours
+    ],
+)
+def test_which_peer_is_counted_before_it_has_said_anything(peer: str, counted: str) -> None:
+    assert admission(trusted_proxies=("10.0.0.0/24",)).counted_peer(peer) == counted
+
+
 def test_a_local_proxys_clients_are_no_local_clients() -> None:
     rules = admission(trusted_proxies=("127.0.0.1",))
     assert rules.admit(head(x_forwarded_for="203.0.113.5"), LOCAL).identity.role == "user"

@@ -129,6 +129,22 @@ async def test_half_open_connections_are_bounded_and_time_out(
         await house.join()
 
 
+async def test_one_address_cannot_take_all_places_of_half_open_connections(
+    autojump_clock: MockClock, open_house: OpenHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = iter(["192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.1"])
+    monkeypatch.setattr(listener_module, "peer_address", lambda _stream: next(peers))
+    async with open_house(limits={"max_connections_per_address": 2}) as house:
+        silent = [house.knock()[0] for _ in range(2)]
+        await wait_all_tasks_blocked()
+        assert (await house.refusal()).status == 503
+        assert house.value("handshakes_refused_total", reason="max_connections_per_address") == 1
+        await house.join()
+        await silent[0].aclose()
+        await wait_all_tasks_blocked()
+        await house.join()
+
+
 async def reset() -> None:
     raise trio.BrokenResourceError
 
