@@ -35,7 +35,8 @@ def convert_params(params: Params, params_type: type[P]) -> tuple[P, float]:
     if "timeout_s" in named:
         named = dict(named)
         timeout_s = _timeout_s(named.pop("timeout_s"))
-    if named:
+    # mypy takes a class for unhashable where it is a type variable's.
+    if not named.keys() <= _plain_fields(params_type):  # type: ignore[arg-type]
         _refuse_unknown(named, params_type, "")
     try:
         return msgspec.convert(named, params_type), timeout_s
@@ -83,6 +84,12 @@ def _fields(params_type: type) -> dict[str, type | None]:
         field.name: hints[field.name] if attrs.has(hints[field.name]) else None
         for field in attrs.fields(params_type)
     }
+
+
+@lru_cache(maxsize=256)
+def _plain_fields(params_type: type) -> frozenset[str]:
+    """The names of the fields that have no fields of their own."""
+    return frozenset(name for name, nested in _fields(params_type).items() if nested is None)
 
 
 def _explain(text: str) -> InvalidParams:

@@ -158,7 +158,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
         Raises `trio.BrokenResourceError`, `trio.ClosedResourceError`.
         """
-        self._check_may_send()
+        if self._fd < 0 or self._did_send_eof:
+            self._check_may_send()
         try:
             return self._socket.send(data)
         except BlockingIOError:
