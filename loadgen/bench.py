@@ -5,7 +5,6 @@ rounds is shown. Rates depend on the machine; ratios carry over.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
@@ -15,7 +14,6 @@ from loadgen.servers import OURS, PEERS, ServerProcess, running
 from loadgen.wire import WrongAnswer, broadcast, connected, ping_loop
 
 WARM_UP_S = 0.5
-IDLE_S = 22.0
 BROADCAST_BYTES = 500
 BROADCASTS = 20
 ECHO = "trio-websocket echo"
@@ -70,8 +68,6 @@ def _memory(connections: int) -> Callable[[ServerProcess, float], dict[str, floa
         with connected(server.url, connections) as clients:
             for client in clients:
                 client.call("system.ping", {"payload": None})
-            # Idle: ours keeps a task for an answer to come until the next keepalive ping, of 20 s.
-            time.sleep(IDLE_S)
             return {"kB": (server.resident_bytes() - before) / connections / 1000}
 
     return measure
