@@ -244,8 +244,9 @@ async def run_server(
     """Serve until SIGINT or SIGTERM (or until `stop` returns), then drain.
 
     `on_listening` gets the URL once clients can connect. `tokens` replace those of `settings` whenever
-    they change. Raises `StartupError` when the port or
-    the database cannot be had, or the binding is not safe.
+    they change.
+
+    Raises `StartupError` when the port or the database cannot be had, or the binding is not safe.
     """
     check_binding(settings.server, settings.auth)
     listeners = await open_listeners(settings.server.host, settings.server.port)

@@ -305,9 +305,6 @@ class SansioEngine:
                 self._parse_some()
 
     async def abort(self) -> None:
-        # See `Connection`: what is held goes now, not when the garbage collector comes.
-        self._unparsed = self._unsent = b""
-        self._fragments.clear()
         await trio.aclose_forcefully(self._stream)
 
 

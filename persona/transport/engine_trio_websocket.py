@@ -98,6 +98,7 @@ class LentStream(trio.abc.HalfCloseableStream):
         except TooSlow:
             # The reason first: the reader wakes on a closed stream.
             self.is_cut_off = self.is_too_slow = True
+            self._done.set()
             await trio.aclose_forcefully(self._stream)
             raise
         except BaseException:
