@@ -109,6 +109,8 @@ def ending(sock: socket.socket, *, within_s: float = PATIENCE_S) -> str:
 
 def pour(sock: socket.socket, data: bytes, *, within_s: float = PATIENCE_S) -> str:
     """Send `data`, as far as it is taken, and read meanwhile and to the end; then close."""
+    # A server that has had enough closes with data unread, which is a reset: what it said before is still
+    # there to be read, although nothing can be sent any more.
     received, rest, has_ended = b"", memoryview(data), False
     sock.setblocking(False)
     poll = select.poll()
@@ -117,17 +119,22 @@ def pour(sock: socket.socket, data: bytes, *, within_s: float = PATIENCE_S) -> s
     with sock:
         while not has_ended and time.monotonic() < until:
             for _, events in poll.poll(50):
-                try:
-                    if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                        piece = sock.recv(65536)
-                        received += piece
-                        has_ended = not piece
-                    if events & select.POLLOUT and rest:
+                if events & select.POLLOUT and rest:
+                    try:
                         rest = rest[sock.send(rest[:65536]) :]
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    has_ended = True
+                    except BlockingIOError:
+                        pass
+                    except OSError:
+                        rest = memoryview(b"")
+                if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                    try:
+                        piece = sock.recv(65536)
+                    except BlockingIOError:
+                        continue
+                    except OSError:
+                        piece = b""
+                    received += piece
+                    has_ended = not piece
             if not rest:
                 poll.modify(sock, select.POLLIN)
     return fate(received, has_ended=has_ended)

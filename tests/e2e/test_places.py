@@ -2,13 +2,14 @@
 the living are answered whatever else there is to do."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
+from persona.llm.backend import Delta, Event, GenerateOptions, Message
 from persona.testing import settings_with
 from persona.transport.connection import MAX_RATE_REFUSALS_PER_MINUTE
 from tests.e2e.abusers import CONTINUATION, PING, PONG, TEXT
@@ -226,6 +227,27 @@ async def open_to_all(engine: str, **limits: float) -> AsyncIterator[tuple[House
         nursery.cancel_scope.cancel()
 
 
+class Endless:
+    """A model that says something a hundred times a second until it is cut."""
+
+    provider = model = "endless"
+
+    @asynccontextmanager
+    async def generate(
+        self, _messages: tuple[Message, ...], _options: GenerateOptions
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        async with aclosing(self._speech()) as speech:
+            yield speech
+
+    async def models(self) -> tuple[str, ...]:
+        return (self.model,)
+
+    async def _speech(self) -> AsyncGenerator[Event, None]:
+        while True:
+            yield Delta("on and on ")
+            await trio.sleep(0.01)
+
+
 async def ping_pong(client: Bare) -> None:
     """A ping frame is answered within a second."""
     with trio.fail_after(1):
@@ -255,13 +277,16 @@ async def test_pings_are_answered_while_every_worker_and_handler_is_busy(engine:
 
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_pings_are_answered_while_sixteen_streams_run(engine: str, tmp_path: Path) -> None:
-    llm = {"scripted_tokens_per_s": 100.0, "max_concurrency": 16}
-    async with besieged(tmp_path, engine, llm=llm) as siege, bare_client(siege.port) as client:
+    llm = {"max_concurrency": 16}
+    async with (
+        besieged(tmp_path, engine, llm=llm, backend=Endless()) as siege,
+        bare_client(siege.port) as client,
+    ):
         for n in range(16):
             await client.ask("persona.create", {"name": f"P{n}", "description": "x"}, id="new")
             assert "result" in await client.answer(id="new")
         for n in range(16):
-            chat = {"message": "Tell me a very long story", "persona_id": f"P{n}", "token_budget": 2000}
+            chat = {"message": "Tell me everything", "persona_id": f"P{n}"}
             await client.ask("persona.chat_stream", chat, id=n)
         await until(lambda: siege.server.metrics.value("llm_running") == 16)
         for _ in range(5):
