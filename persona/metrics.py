@@ -19,39 +19,25 @@ from prometheus_client.registry import Collector
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Tally:
-    """A number that rises: add to `count`."""
-
-    __slots__ = ("count",)
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 class Durations:
     """How many took how long. For the event loop's thread alone."""
 
-    __slots__ = ("_buckets", "total_s")
+    __slots__ = ("buckets", "total_s")
 
     def __init__(self) -> None:
         # The last one is for all that took longer.
-        self._buckets = [0] * (len(_SECONDS) + 1)
+        self.buckets = [0] * (len(_SECONDS) + 1)
         self.total_s = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one that took so long."""
-        self._buckets[bisect_left(_SECONDS, seconds)] += 1
-        self.total_s += seconds
 
     @property
     def count(self) -> int:
         """How many there were."""
-        return sum(self._buckets)
+        return sum(self.buckets)
 
     def cumulated(self) -> Iterator[tuple[str, float]]:
         """Upper bound, as text, and how many took no longer."""
         count = 0
-        for bound, bucket in zip((*map(str, map(float, _SECONDS)), "+Inf"), self._buckets, strict=True):
+        for bound, bucket in zip((*map(str, map(float, _SECONDS)), "+Inf"), self.buckets, strict=True):
             count += bucket
             yield bound, count
 
@@ -60,13 +46,17 @@ class MessageFigures(Collector):
     """What is counted for each message, as the registry's reader wants it."""
 
     def __init__(self) -> None:
-        self.received = Tally()
-        self._answered: dict[tuple[str, str], Tally] = defaultdict(Tally)
+        self.received = 0
+        """Frames; the reader adds to it."""
+        self._answered: dict[tuple[str, str], int] = defaultdict(int)
         self._seconds: dict[str, Durations] = defaultdict(Durations)
 
-    def of(self, method: str, outcome: str) -> tuple[Tally, Durations]:
-        """What counts the calls of `method` that end so, and what takes the times of all of them."""
-        return self._answered[method, outcome], self._seconds[method]
+    def count_answer(self, method: str, outcome: str, seconds: float) -> None:
+        """Count a call of `method` that ended so and took so long."""
+        self._answered[method, outcome] += 1
+        durations = self._seconds[method]
+        durations.buckets[bisect_left(_SECONDS, seconds)] += 1
+        durations.total_s += seconds
 
     def answered(self) -> tuple[int, float]:
         """How many calls were answered, and their time in all, in seconds."""
@@ -78,11 +68,11 @@ class MessageFigures(Collector):
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client.registry.Collector`."""
         yield CounterMetricFamily(
-            "persona_messages_received", "JSON-RPC frames received.", value=self.received.count
+            "persona_messages_received", "JSON-RPC frames received.", value=self.received
         )
         answered = CounterMetricFamily("persona_requests", "Calls answered.", labels=("method", "outcome"))
-        for labels, tally in self._answered.items():
-            answered.add_metric(labels, tally.count)
+        for labels, count in self._answered.items():
+            answered.add_metric(labels, count)
         yield answered
         seconds = HistogramMetricFamily(
             "persona_request_seconds", "Time from call to answer.", labels=("method",)

@@ -8,7 +8,7 @@ one answer, each notification none; this module is where an error becomes a repl
 import inspect
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 import attrs
 import trio
@@ -61,17 +61,27 @@ class MethodSpec:
     """Is taken while the server waits for running requests to finish."""
 
 
+class Caller(Subscriber, Protocol):
+    """Who asks, and takes frames ahead of the answer."""
+
+    @property
+    def session(self) -> Session:
+        """Who it is."""
+        ...
+
+
 @attrs.define(eq=False, kw_only=True)
 class Call:
-    """What a handler knows of its caller; `subscriber` takes frames to be sent ahead of the answer."""
+    """What a handler knows of what it was asked; `subscriber` takes frames to be sent ahead of the answer."""
 
     session: Session
     request: RunningRequest
     subscriber: Subscriber
 
 
-Handler = Callable[[Call, Any], Any]
-"""A coroutine function, or a plain one where there is nothing to wait for: `MethodSpec.inline`."""
+Handler = Callable[[Any, Any], Any]
+"""A coroutine function of a `Call` and its params; or a plain one of the `Caller`, where there is nothing to
+wait for, and so nothing to cancel: `MethodSpec.inline`."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -164,9 +174,7 @@ class Dispatcher:
         self._pool = trio.CapacityLimiter(limits.handler_pool_size)
         self.draining = False
 
-    def accept(
-        self, session: Session, message: jsonrpc.Message, subscriber: Subscriber
-    ) -> Work | bytes | None:
+    def accept(self, caller: Caller, message: jsonrpc.Message) -> Work | bytes | None:
         """Admit a decoded frame.
 
         `Work` for a worker, an encoded answer to be sent at once, or `None` when there is
@@ -176,12 +184,13 @@ class Dispatcher:
             case jsonrpc.Request() | jsonrpc.Notification():
                 found = self._registry.find(message.method)
                 if found is not None and found[0].inline:
-                    return self._answer(session, message, found, subscriber)
+                    return self._answer(caller, message, found)
             case jsonrpc.Dropped():
                 self._metrics.dropped_responses.inc(message.count)
                 return None
             case jsonrpc.Invalid():
                 return self._refuse(message.id, message.error)
+        session = caller.session
         if session.frames_in_flight >= self._limits.max_in_flight:
             error = Overloaded("too many requests are in flight on this connection", retry_after_s=1.0)
             return self.refuse(message, error)
@@ -232,7 +241,7 @@ class Dispatcher:
             if isinstance(entry, Accepted):
                 session.end(entry.request)
 
-    async def run(self, session: Session, work: Work, subscriber: Subscriber) -> bytes | None:
+    async def run(self, caller: Caller, work: Work) -> bytes | None:
         """Do one frame's work and give the frame to answer with, if any. Cancelling is safe."""
         replies: list[bytes] = []
         size_bytes = 0
@@ -248,53 +257,52 @@ class Dispatcher:
                         entry.message, Overloaded("the batch asks for too much", retry_after_s=1.0)
                     )
                 else:
-                    reply = await self._run_one(session, entry, subscriber, in_batch=work.is_batch)
+                    reply = await self._run_one(caller, entry, in_batch=work.is_batch)
                 if reply is not None:
                     replies.append(reply)
                     size_bytes += len(reply)
         finally:
-            self.forget(session, work)
+            self.forget(caller.session, work)
         if not replies:
             return None
         return jsonrpc.encode_batch(replies) if work.is_batch else replies[0]
 
     def _answer(
         self,
-        session: Session,
+        caller: Caller,
         message: jsonrpc.Request | jsonrpc.Notification,
         found: tuple[MethodSpec, Handler],
-        subscriber: Subscriber,
     ) -> bytes | None:
         """Run an inline call."""
         started = time.perf_counter()
         request_id = message.id
         spec, handler = found
         try:
-            session.check_id(request_id)
-            self._check(session, spec, in_batch=False)
-            request = RunningRequest(id=request_id, method=message.method)
+            caller.session.check_id(request_id)
+            self._check(caller.session, spec, in_batch=False)
             params, _ = convert_params(message.params, spec.params)  # what never waits needs no deadline
-            result = handler(Call(session=session, request=request, subscriber=subscriber), params)
+            result = handler(caller, params)
             outcome, reply = "ok", b"" if request_id is None else jsonrpc.encode_result(request_id, result)
         except Exception as exc:  # noqa: BLE001 - see `_failed`
             outcome, reply = self._failed(request_id, message.method, exc)
         self._count(message.method, outcome, started)
         return None if request_id is None else reply
 
-    async def _run_one(
-        self, session: Session, accepted: Accepted, subscriber: Subscriber, *, in_batch: bool
-    ) -> bytes | None:
+    async def _run_one(self, caller: Caller, accepted: Accepted, *, in_batch: bool) -> bytes | None:
         message, request = accepted.message, accepted.request
         started = time.perf_counter()
         # Method names come from clients; only known ones may become a label.
         label = "unknown"
         try:
             spec, handler = self._find(message.method)
-            self._check(session, spec, in_batch=in_batch)
+            self._check(caller.session, spec, in_batch=in_batch)
             label = spec.name
             params, timeout_s = convert_params(message.params, spec.params)
-            call = Call(session=session, request=request, subscriber=subscriber)
-            result = await self._call(spec, handler, call, params, timeout_s)
+            if spec.inline:
+                result = handler(caller, params)
+            else:
+                call = Call(session=caller.session, request=request, subscriber=caller)
+                result = await self._call(spec, handler, call, params, timeout_s)
             outcome, reply = "ok", b"" if request.id is None else jsonrpc.encode_result(request.id, result)
         except Exception as exc:  # noqa: BLE001 - see `_failed`
             outcome, reply = self._failed(request.id, label, exc)
@@ -310,9 +318,7 @@ class Dispatcher:
         return error.reason, self._refuse(request_id, error)
 
     def _count(self, label: str, outcome: str, started: float) -> None:
-        answered, durations = self._metrics.messages.of(label, outcome)
-        answered.count += 1
-        durations.observe(time.perf_counter() - started)
+        self._metrics.messages.count_answer(label, outcome, time.perf_counter() - started)
 
     def _find(self, name: str) -> tuple[MethodSpec, Handler]:
         found = self._registry.find(name)
@@ -336,8 +342,6 @@ class Dispatcher:
     ) -> Any:
         request = call.request
         limits = self._limits
-        if spec.inline:
-            return handler(call, params)
         for_model = spec.bound == "model"
         limit_s = limits.chat_timeout_s if for_model else limits.request_timeout_s
         request.deadline = trio.current_time() + min(limit_s, timeout_s)

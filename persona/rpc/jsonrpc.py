@@ -254,7 +254,11 @@ def _as_dict(value: Any) -> dict[str, Any]:
     fields: tuple[attrs.Attribute[Any], ...] | None = getattr(type(value), "__attrs_attrs__", None)
     if fields is None:
         raise TypeError
-    return {(name := field.name): getattr(value, name) for field in fields}
+    try:
+        given: dict[str, Any] = vars(value)
+    except TypeError:  # its fields are slots
+        given = {(name := field.name): getattr(value, name) for field in fields}
+    return given
 
 
 def _scrub(value: Any, levels: int) -> Any:

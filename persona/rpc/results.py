@@ -10,7 +10,7 @@ from persona.errors import PersonaError
 from persona.model import Persona, Priority, isoformat
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class PersonaSummary:
     """One entry of `persona.list`."""
 
@@ -23,7 +23,7 @@ class PersonaSummary:
     cooldown_remaining: float
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class PersonaList:
     """Answer of `persona.list`."""
 
@@ -32,7 +32,7 @@ class PersonaList:
     available_count: int
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class PersonaDetail:
     """The whole persona."""
 
@@ -74,7 +74,7 @@ class PersonaDetail:
         )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class PersonaCreated:
     """Answer of `persona.create`."""
 
@@ -84,7 +84,7 @@ class PersonaCreated:
     version: int
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class PersonaDeleted:
     """Answer of `persona.delete`."""
 
@@ -94,7 +94,7 @@ class PersonaDeleted:
     message: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class PersonaSwitched:
     """Answer of `persona.switch`."""
 
@@ -108,7 +108,7 @@ class PersonaSwitched:
     conversation_id: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class InteractionStateView:
     """How a persona feels now."""
 
@@ -121,7 +121,7 @@ class InteractionStateView:
     is_available: bool
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class MemoryStats:
     """What a persona has stored."""
 
@@ -130,7 +130,7 @@ class MemoryStats:
     last_turn_at: str | None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class PersonaStatus:
     """Answer of `persona.status`."""
 
@@ -139,7 +139,7 @@ class PersonaStatus:
     memory_stats: MemoryStats
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class PersonaState:
     """What a turn took out of the persona."""
 
@@ -148,7 +148,7 @@ class PersonaState:
     interaction_fatigue: float
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class ChatAnswer:
     """Answer of `persona.chat`."""
 
@@ -167,7 +167,7 @@ class ChatAnswer:
     time_to_first_token: float
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class StreamEvent:
     """One event of a stream; `data` depends on `event_type`, and what is repeated beside it does too."""
 
@@ -182,7 +182,7 @@ class StreamEvent:
     processing_time: float | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class StreamCancelled:
     """Answer of `stream.cancel`."""
 
@@ -190,7 +190,7 @@ class StreamCancelled:
     stream_id: str | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class TurnView:
     """One line of a conversation."""
 
@@ -203,7 +203,7 @@ class TurnView:
     finish_reason: str | None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class History:
     """Answer of `conversation.history`: turns oldest first; pass `next_before` as `before`."""
 
@@ -214,7 +214,7 @@ class History:
     next_before: int | None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class ConversationView:
     """One entry of `conversation.list`."""
 
@@ -226,7 +226,7 @@ class ConversationView:
     turn_count: int
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class ConversationList:
     """Answer of `conversation.list`: newest first; pass `next_before` as `before`."""
 
@@ -235,7 +235,7 @@ class ConversationList:
     next_before: str | None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class ServerInfo:
     """Who answers."""
 
@@ -245,7 +245,7 @@ class ServerInfo:
     llm: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class SessionInfo:
     """Answer of `session.info`. `limits` holds what a client must stay under, by setting name."""
 
@@ -258,14 +258,14 @@ class SessionInfo:
     server: ServerInfo
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class SessionCleared:
     """Answer of `session.clear`."""
 
     cleared: bool
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Topics:
     """The topics a session is subscribed to now."""
 
@@ -273,7 +273,7 @@ class Topics:
 
 
 # Not frozen, as the others are: the price of freezing shows where an answer is all there is to do.
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class Pong:
     """Answer of `system.ping`."""
 
@@ -282,7 +282,7 @@ class Pong:
     time: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class SystemStatus:
     """Answer of `system.status`."""
 
@@ -302,7 +302,7 @@ class SystemStatus:
     memory_usage_mb: float
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Models:
     """Answer of `system.models`."""
 
@@ -311,7 +311,7 @@ class Models:
     provider: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Broadcast:
     """Answer of `system.broadcast`."""
 
@@ -319,7 +319,7 @@ class Broadcast:
     dropped: int
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class OpenRPCDocument:
     """Answer of `rpc.discover`: see the OpenRPC 1.4 specification."""
 

@@ -143,7 +143,8 @@ class Session:
     """Whether a named user's last conversation is taken up again; `session.clear` ends that."""
     frames_in_flight: int = 0
     """JSON-RPC frames accepted and not yet answered; a batch is one."""
-    _requests: set[RunningRequest] = attrs.field(factory=set)
+    # A dict for a set, which takes three times as much when it is empty.
+    _requests: dict[RunningRequest, None] = attrs.field(factory=dict)
     _by_id: dict[RequestId | None, RunningRequest] = attrs.field(factory=dict)
     _last_ordered: Place | None = None
 
@@ -165,7 +166,7 @@ class Session:
         self.check_id(request.id)
         if request.id is not None:
             self._by_id[request.id] = request
-        self._requests.add(request)
+        self._requests[request] = None
         if ordered:
             request.order = self._last_ordered = Place(self._last_ordered)
 
@@ -177,7 +178,7 @@ class Session:
     def end(self, request: RunningRequest) -> None:
         """Forget `request`; its id may be used again."""
         request.place()
-        self._requests.discard(request)
+        self._requests.pop(request, None)
         if request.id is not None:
             self._by_id.pop(request.id, None)
 

@@ -46,6 +46,10 @@ class Goodbye:
     cause: str
 
 
+LEFT = Goodbye(1000, "", "client")
+"""What there is to say to one that leaves of itself."""
+
+
 class Connection:
     """One open WebSocket with its session. `run` is its whole life."""
 
@@ -91,7 +95,7 @@ class Connection:
         self._caught_up: trio.Event | None = None
         self.is_leaving = False
         """Whether its end was decided."""
-        self.goodbye = Goodbye(1000, "", "client")
+        self.goodbye = LEFT
         engine.on_unsent = self._flush
 
     @property
@@ -167,7 +171,7 @@ class Connection:
                 self.goodbye = Goodbye(exc.code, exc.text, exc.cause)
                 return
             self.last_heard_at = trio.current_time()
-            self._metrics.messages.received.count += len(messages)
+            self._metrics.messages.received += len(messages)
             self._is_corked = True
             try:
                 for data in messages:
@@ -192,7 +196,7 @@ class Connection:
         retry_after_s = self._rate.take(self.last_heard_at)
         if retry_after_s and not self._may_cancel(message):
             return self._refuse(message, retry_after_s)
-        work = self._dispatcher.accept(self.session, message, self)
+        work = self._dispatcher.accept(self, message)
         if isinstance(work, Work):
             self._hand_over(work, nursery)
         elif work is not None:
@@ -232,7 +236,7 @@ class Connection:
         try:
             while True:
                 work = await queue.receive()
-                answer = await self._dispatcher.run(self.session, work, self)
+                answer = await self._dispatcher.run(self, work)
                 if answer is not None:
                     self.offer(answer)
                 statistics = queue.statistics()
@@ -248,16 +252,15 @@ class Connection:
         if self._is_writing or self._nursery is None or self.is_leaving:
             return
         engine, outbox = self._engine, self._outbox
-        if engine.sends_at_once:
+        is_waiting = bool(outbox) or engine.has_unsent
+        if is_waiting and engine.sends_at_once:
             try:
-                while outbox or engine.has_unsent:
-                    engine.send_nowait(outbox.take(WRITE_BYTES))
-                    if engine.has_unsent:
-                        break  # the socket is full
+                while is_waiting and engine.send_nowait(outbox.take(WRITE_BYTES)):
+                    is_waiting = bool(outbox)
             except PeerGone as exc:
                 self.cut(Goodbye(1000, "", exc.cause))
                 return
-        if outbox or engine.has_unsent:
+        if is_waiting:
             self._wake_writer(self._nursery)
         elif outbox.is_closed:
             # `finish` was called, or the outbox overflowed and `cut` did the rest.

@@ -55,11 +55,8 @@ class Engine(Protocol):
 
     on_unsent: Callable[[], None]
     """Called when the engine has something to say by itself; its owner then sends when it can."""
-
-    @property
-    def sends_at_once(self) -> bool:
-        """Whether there is a `send_nowait`."""
-        ...
+    sends_at_once: bool
+    """Whether there is a `send_nowait`."""
 
     @property
     def has_unsent(self) -> bool:
@@ -82,9 +79,9 @@ class Engine(Protocol):
         may be on the wire, and nothing sensible can follow it."""
         ...
 
-    def send_nowait(self, messages: Sequence[bytes]) -> None:
-        """Send what the socket takes at once, and hold the rest: see `has_unsent`. Raises `PeerGone`. Not
-        to be called while a `send` is under way, nor where there is `sends_at_once` not."""
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
+        """Send what the socket takes at once, and hold the rest: see `has_unsent`. Whether that was all.
+        Raises `PeerGone`. Not to be called while a `send` is under way, nor without `sends_at_once`."""
         ...
 
     async def ping(self) -> None:

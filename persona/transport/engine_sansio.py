@@ -66,6 +66,7 @@ class SansioEngine:
         self.on_unsent = nobody
         self._stream = stream
         self._socket = stream if isinstance(stream, SocketStream) else None
+        self.sends_at_once = self._socket is not None
         self._framer = framer
         self._max_bytes = options.max_message_bytes
         self._write_deadline_s = options.write_deadline_s
@@ -95,10 +96,6 @@ class SansioEngine:
         self._lost = ""
         """Why the connection was given up, if it was."""
         self._ping: trio.Event | None = None
-
-    @property
-    def sends_at_once(self) -> bool:
-        return self._socket is not None
 
     @property
     def has_unsent(self) -> bool:
@@ -253,7 +250,7 @@ class SansioEngine:
             self._send_ended.set()
             self._send_ended = None
 
-    def send_nowait(self, messages: Sequence[bytes]) -> None:
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
         assert self._socket is not None
         data = self._framed(messages)
         if self._unsent:
@@ -264,6 +261,7 @@ class SansioEngine:
             self._is_cut_off = True
             raise PeerGone(1006) from None
         self._unsent = data[sent:]
+        return not self._unsent
 
     def _framed(self, messages: Sequence[bytes]) -> bytes:
         if len(messages) == 1:

@@ -54,10 +54,13 @@ class LentStream(trio.abc.HalfCloseableStream):
         self._replay = request
         self._surplus = surplus
         self._scanner = scanner
-        self._opened = trio.Event()
+        # There until it happens: two events on each connection would be half a kilobyte.
+        self._opened: trio.Event | None = trio.Event()
         self._left_bytes: int | None = None
         self._is_closed = False
-        self._done = trio.Event()
+        self._is_done = False
+        # There while somebody waits for that.
+        self._done: trio.Event | None = None
         self.has_ended = False
         """Whether the peer's end was seen, or the stream broke."""
         self.is_cut_off = False
@@ -73,7 +76,14 @@ class LentStream(trio.abc.HalfCloseableStream):
 
     async def wait_done(self) -> None:
         """Wait until trio-websocket has closed this, or cannot use it any more."""
-        await self._done.wait()
+        if not self._is_done:
+            self._done = trio.Event()
+            await self._done.wait()
+
+    def _finish(self) -> None:
+        self._is_done = True
+        if self._done is not None:
+            self._done.set()
 
     def open(self) -> None:
         """Let frames in. One that comes before the opening request is answered would be taken, but not
@@ -81,7 +91,9 @@ class LentStream(trio.abc.HalfCloseableStream):
         # What came with the request is frames already.
         self._replay = self._surplus[: self._scanner.scan(self._surplus)]
         self._surplus = b""
-        self._opened.set()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.set()
 
     def limit(self, size_bytes: int) -> None:
         """Let only so much more in, then feign the end: a closing handshake needs one small frame."""
@@ -98,12 +110,12 @@ class LentStream(trio.abc.HalfCloseableStream):
         except TooSlow:
             # The reason first: the reader wakes on a closed stream.
             self.is_cut_off = self.is_too_slow = True
-            self._done.set()
+            self._finish()
             await trio.aclose_forcefully(self._stream)
             raise
         except BaseException:
             self.is_cut_off = True
-            self._done.set()
+            self._finish()
             raise
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -116,7 +128,7 @@ class LentStream(trio.abc.HalfCloseableStream):
         if self._is_closed:
             await trio.lowlevel.checkpoint()
             raise trio.ClosedResourceError
-        if not self._replay and not self._opened.is_set():
+        if not self._replay and self._opened is not None:
             await self._opened.wait()
         if self._replay:
             await trio.lowlevel.checkpoint()
@@ -141,11 +153,11 @@ class LentStream(trio.abc.HalfCloseableStream):
 
     def _end(self) -> None:
         self.has_ended = True
-        self._done.set()
+        self._finish()
 
     async def aclose(self) -> None:
         self._is_closed = True
-        self._done.set()
+        self._finish()
         await trio.lowlevel.checkpoint()
 
 
@@ -224,7 +236,7 @@ class TrioWebsocketEngine:
         except trio_websocket.ConnectionClosed as exc:
             raise PeerGone(_code(exc), "write_deadline" if self._lent.is_too_slow else "") from None
 
-    def send_nowait(self, messages: Sequence[bytes]) -> None:
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
         raise NotImplementedError("trio-websocket sends as it can")
 
     async def ping(self) -> None:

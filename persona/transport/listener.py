@@ -30,7 +30,7 @@ from persona.transport.engine_sansio import AcceptSansio
 from persona.transport.engine_trio_websocket import TrioWebsocketEngine
 from persona.transport.handshake import Refused, read_head, refuse
 from persona.transport.keepalive import Keepalive
-from persona.transport.sockets import HAS_EPOLL, Readiness, SocketStream, open_readiness
+from persona.transport.sockets import HAS_EPOLL, ReadyListener, SocketStream, open_readiness
 
 log = structlog.get_logger()
 
@@ -92,28 +92,28 @@ class Listener:
 
     async def serve(
         self,
-        listeners: Sequence[trio.SocketListener],
+        listeners: Sequence[trio.abc.Listener[trio.abc.Stream]],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept until `drain`; then return once the last connection has ended."""
         async with AsyncExitStack() as stack:
-            readiness = await stack.enter_async_context(open_readiness()) if HAS_EPOLL else None
+            if HAS_EPOLL:
+                readiness = await stack.enter_async_context(open_readiness())
+                listeners = [
+                    ReadyListener(each, readiness) if isinstance(each, trio.SocketListener) else each
+                    for each in listeners
+                ]
             async with trio.open_nursery() as connections:
                 with self._accepting:
                     # Started means that the accept loops run, not only that the sockets are bound.
                     async with trio.open_nursery() as accepting:
                         await accepting.start(
                             partial(trio.serve_listeners, handler_nursery=connections),
-                            partial(self._serve_accepted, readiness),
+                            self.serve_stream,
                             listeners,
                         )
                         task_status.started()
-
-    async def _serve_accepted(self, readiness: Readiness | None, stream: trio.abc.Stream) -> None:
-        if readiness is not None and isinstance(stream, trio.SocketStream):
-            stream = SocketStream.adopt(stream, readiness)
-        await self.serve_stream(stream)
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one accepted stream to its end. Never raises but `Cancelled`."""

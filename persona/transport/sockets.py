@@ -236,3 +236,19 @@ class SocketStream(trio.abc.HalfCloseableStream):
     def _abort_send(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._sender = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+class ReadyListener(trio.abc.Listener[SocketStream]):
+    """Accepts as `listener` does, which it closes with itself, and gives streams that `readiness` tells."""
+
+    def __init__(self, listener: trio.SocketListener, readiness: Readiness) -> None:
+        self._listener = listener
+        self._readiness = readiness
+
+    async def accept(self) -> SocketStream:
+        """See `trio.abc.Listener`."""
+        return SocketStream.adopt(await self._listener.accept(), self._readiness)
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource`."""
+        await self._listener.aclose()

@@ -10,8 +10,9 @@ from persona.config import LimitSettings
 from persona.errors import Conflict
 from persona.metrics import Metrics
 from persona.rpc import jsonrpc
-from persona.rpc.dispatch import Call, Dispatcher, Registry, Work, method
+from persona.rpc.dispatch import Call, Caller, Dispatcher, Registry, Work, method
 from persona.service.sessions import Identity, Session, Sessions
+from persona.service.subscriber import Frame
 
 
 @attrs.frozen(kw_only=True)
@@ -66,18 +67,18 @@ class Methods:
         raise KeyError("secret")
 
     @method("t.now", params=Nothing, result=Nothing)
-    def now(self, call: Call, _params: Nothing) -> str:
+    def now(self, _caller: Caller, _params: Nothing) -> str:
         """Has nothing to wait for."""
-        self.ran.append(f"now for {call.request.id}")
+        self.ran.append("now")
         return "now"
 
     @method("t.echo", params=Text, result=Nothing, while_draining=True)
-    def echo(self, _call: Call, params: Text) -> str:
+    def echo(self, _caller: Caller, params: Text) -> str:
         """Says it again, also while the server drains."""
         return params.text
 
     @method("t.broken", params=Nothing, result=Nothing)
-    def broken(self, _call: Call, _params: Nothing) -> None:
+    def broken(self, _caller: Caller, _params: Nothing) -> None:
         """Fails at once, as it should not."""
         raise KeyError("secret")
 
@@ -130,7 +131,7 @@ class Outbox:
     def __init__(self) -> None:
         self.got: list[bytes] = []
 
-    def offer(self, message: bytes) -> bool:
+    def offer(self, message: Frame) -> bool:
         self.got.append(message)
         return True
 
@@ -145,13 +146,19 @@ class Desk:
     metrics: Metrics
     outbox: Outbox = attrs.field(factory=Outbox)
 
+    def offer(self, frame: Frame) -> bool:
+        return self.outbox.offer(frame)
+
     def accept(self, frame: Any) -> Work | bytes | None:
-        return self.dispatcher.accept(self.session, jsonrpc.decode(json.dumps(frame)), self.outbox)
+        return self.dispatcher.accept(self, jsonrpc.decode(json.dumps(frame)))
+
+    async def run(self, work: Work) -> bytes | None:
+        return await self.dispatcher.run(self, work)
 
     async def ask(self, frame: Any) -> Any:
         work = self.accept(frame)
         if isinstance(work, Work):
-            work = await self.dispatcher.run(self.session, work, self.outbox)
+            work = await self.run(work)
         return None if work is None else json.loads(work)
 
 
@@ -187,7 +194,7 @@ class Line:
         self._nursery.start_soon(self._run, work)
 
     async def _run(self, work: Work) -> None:
-        answer = await self.desk.dispatcher.run(self.desk.session, work, self.desk.outbox)
+        answer = await self.desk.run(work)
         for reply in [] if answer is None else _listed(json.loads(answer)):
             self.answered[reply["id"]] = (trio.current_time(), reason(reply) if "error" in reply else "ok")
 

@@ -13,10 +13,9 @@ from persona.client import Client, ConnectFailed, wrap_client
 from persona.config import Settings
 from persona.metrics import Metrics
 from persona.rpc import jsonrpc
-from persona.rpc.dispatch import Dispatcher, Registry, Work
+from persona.rpc.dispatch import Caller, Dispatcher, Registry, Work
 from persona.service.hub import Hub
-from persona.service.sessions import Session, Sessions
-from persona.service.subscriber import Subscriber
+from persona.service.sessions import Sessions
 from persona.testing import settings_with
 from persona.transport.connection import Connection
 from persona.transport.listener import Listener
@@ -31,12 +30,10 @@ HEAD = (
 class Fragile(Dispatcher):
     """Has a bug that some frames meet."""
 
-    def accept(
-        self, session: Session, message: jsonrpc.Message, subscriber: Subscriber
-    ) -> Work | bytes | None:
+    def accept(self, caller: Caller, message: jsonrpc.Message) -> Work | bytes | None:
         if isinstance(message, jsonrpc.Notification) and message.method == "t.crash":
             raise ZeroDivisionError
-        return super().accept(session, message, subscriber)
+        return super().accept(caller, message)
 
 
 class Door(trio.abc.Listener[trio.abc.Stream]):

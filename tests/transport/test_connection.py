@@ -61,7 +61,7 @@ class PlayedEngine:
             raise self.send_fails
         self.sent.extend(json.loads(message) for message in messages)
 
-    def send_nowait(self, messages: Sequence[bytes]) -> None:
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
         raise AssertionError("it was said that this cannot be done")
 
     async def ping(self) -> None:

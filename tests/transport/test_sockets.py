@@ -8,7 +8,14 @@ import pytest
 import trio
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
-from persona.transport.sockets import HAS_EPOLL, READ_BYTES, Readiness, SocketStream, open_readiness
+from persona.transport.sockets import (
+    HAS_EPOLL,
+    READ_BYTES,
+    Readiness,
+    ReadyListener,
+    SocketStream,
+    open_readiness,
+)
 
 pytestmark = pytest.mark.skipif(not HAS_EPOLL, reason="this system has no epoll")
 
@@ -176,6 +183,19 @@ async def test_it_takes_over_a_socket_of_trio() -> None:
                 assert await stream.receive_some() == b"hello"
             assert stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             await stream.aclose()
+
+
+async def test_a_listener_accepts_streams_of_the_set_and_closes_with_its_own() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with open_readiness() as readiness, ReadyListener(listener, readiness) as ready:
+        with socket.create_connection(listener.socket.getsockname()) as ours:
+            async with await ready.accept() as stream:
+                assert isinstance(stream, SocketStream)
+                ours.sendall(b"hello")
+                with trio.fail_after(5):
+                    assert await stream.receive_some() == b"hello"
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
 
 
 async def test_the_set_gives_its_descriptor_back() -> None:

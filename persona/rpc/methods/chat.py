@@ -12,7 +12,7 @@ from persona.llm.backend import GenerateOptions
 from persona.model import Persona
 from persona.rpc import params as p
 from persona.rpc import results as r
-from persona.rpc.dispatch import Call, method
+from persona.rpc.dispatch import Call, Caller, method
 from persona.rpc.methods.persona import resolve_persona
 from persona.rpc.stream import Stream, persona_state
 from persona.service.chat import Chat, TurnAnswer, TurnRequest
@@ -71,13 +71,14 @@ class ChatMethods:
         return stream.complete(answer)
 
     @method("stream.cancel", params=p.CancelParams, result=r.StreamCancelled, while_draining=True)
-    def cancel(self, call: Call, params: p.CancelParams) -> r.StreamCancelled:
+    def cancel(self, caller: Caller, params: p.CancelParams) -> r.StreamCancelled:
         """Stop a running request of this session; what was said so far is kept and marked. `cancelled`
         is false where it came too late."""
         if (params.stream_id is None) == (params.request_id is None):
             raise InvalidParams("give either stream_id or request_id", field="stream_id")
-        running = call.session.find(request_id=params.request_id, stream_id=params.stream_id)
-        if running is None or running is call.request:
+        running = caller.session.find(request_id=params.request_id, stream_id=params.stream_id)
+        # One in a batch has an id too, and might name its own.
+        if running is None or running.method == "stream.cancel":
             raise NotFound("no such request is running on this session")
         return r.StreamCancelled(cancelled=running.cancel("client"), stream_id=running.stream_id)
 

@@ -8,7 +8,7 @@ from persona.errors import NoActivePersona, PersonaNotFound
 from persona.model import Persona, isoformat
 from persona.rpc import params as p
 from persona.rpc import results as r
-from persona.rpc.dispatch import Call, method
+from persona.rpc.dispatch import Call, Caller, method
 from persona.service import availability
 from persona.service.conversations import Conversations
 from persona.service.personas import Personas
@@ -26,7 +26,7 @@ class PersonaMethods:
         self._conversations = conversations
 
     @method("persona.list", params=p.NoParams, result=r.PersonaList)
-    def list(self, _call: Call, _params: p.NoParams) -> r.PersonaList:
+    def list(self, _caller: Caller, _params: p.NoParams) -> r.PersonaList:
         """Everybody there is, and who is available."""
         summaries = [self._summary(persona) for persona in self._personas.all()]
         return r.PersonaList(
@@ -36,7 +36,7 @@ class PersonaMethods:
         )
 
     @method("persona.get", params=p.PersonaRef, result=r.PersonaDetail)
-    def get(self, _call: Call, params: p.PersonaRef) -> r.PersonaDetail:
+    def get(self, _caller: Caller, params: p.PersonaRef) -> r.PersonaDetail:
         """The whole persona."""
         return r.PersonaDetail.of(self._personas.find(params.persona_id))
 

@@ -2,7 +2,7 @@
 
 from persona.rpc import params as p
 from persona.rpc import results as r
-from persona.rpc.dispatch import Call, method
+from persona.rpc.dispatch import Call, Caller, method
 from persona.service.hub import Hub
 from persona.service.personas import Personas
 
@@ -17,9 +17,9 @@ class SessionMethods:
         self._server = server
 
     @method("session.info", params=p.NoParams, result=r.SessionInfo)
-    def info(self, call: Call, _params: p.NoParams) -> r.SessionInfo:
+    def info(self, caller: Caller, _params: p.NoParams) -> r.SessionInfo:
         """Who the server takes the client for, and the limits it must stay under."""
-        session = call.session
+        session = caller.session
         current = self._personas.get(session.current_persona_id or "")
         return r.SessionInfo(
             session_id=session.id,
@@ -38,13 +38,13 @@ class SessionMethods:
         return r.SessionCleared(cleared=True)
 
     @method("events.subscribe", params=p.TopicParams, result=r.Topics)
-    def subscribe(self, call: Call, params: p.TopicParams) -> r.Topics:
+    def subscribe(self, caller: Caller, params: p.TopicParams) -> r.Topics:
         """Get the events of these topics, too."""
-        self._hub.subscribe(call.subscriber, params.topics)
-        return r.Topics(topics=self._hub.topics_of(call.subscriber))
+        self._hub.subscribe(caller, params.topics)
+        return r.Topics(topics=self._hub.topics_of(caller))
 
     @method("events.unsubscribe", params=p.TopicParams, result=r.Topics)
-    def unsubscribe(self, call: Call, params: p.TopicParams) -> r.Topics:
+    def unsubscribe(self, caller: Caller, params: p.TopicParams) -> r.Topics:
         """Get the events of these topics no longer."""
-        self._hub.unsubscribe(call.subscriber, params.topics)
-        return r.Topics(topics=self._hub.topics_of(call.subscriber))
+        self._hub.unsubscribe(caller, params.topics)
+        return r.Topics(topics=self._hub.topics_of(caller))

@@ -12,7 +12,7 @@ from persona.metrics import Metrics
 from persona.model import isoformat
 from persona.rpc import params as p
 from persona.rpc import results as r
-from persona.rpc.dispatch import Call, method
+from persona.rpc.dispatch import Call, Caller, method
 from persona.service.conversations import Conversations
 from persona.service.hub import Hub
 from persona.service.personas import Personas
@@ -58,7 +58,7 @@ class SystemMethods:
         self._now = now
 
     @method("system.ping", params=p.PingParams, result=r.Pong)
-    def ping(self, _call: Call, params: p.PingParams) -> r.Pong:
+    def ping(self, _caller: Caller, params: p.PingParams) -> r.Pong:
         """Is anybody there?"""
         return r.Pong(pong=True, payload=params.payload, time=isoformat(self._now()))
 
@@ -97,7 +97,7 @@ class SystemMethods:
         )
 
     @method("system.broadcast", params=p.BroadcastParams, result=r.Broadcast, admin=True)
-    def broadcast(self, _call: Call, params: p.BroadcastParams) -> r.Broadcast:
+    def broadcast(self, _caller: Caller, params: p.BroadcastParams) -> r.Broadcast:
         """Send an event to every subscriber of a topic."""
         delivery = self._hub.publish(params.topic, params.type, params.data)
         self._metrics.events_dropped.inc(delivery.dropped)
