@@ -6,6 +6,7 @@
           |- background workers
           |- monitor
           |- keepalive, for all connections
+          |- pace, for all streams
           |- token watch, where there is a settings file
           `- listener
              `- one nursery for each connection
@@ -43,6 +44,7 @@ from persona.rpc.methods.persona import PersonaMethods
 from persona.rpc.methods.session import SessionMethods
 from persona.rpc.methods.system import SystemFigures, SystemMethods
 from persona.rpc.results import PersonaDetail, ServerInfo
+from persona.rpc.stream import Pace, open_pace
 from persona.service.background import Background
 from persona.service.chat import Chat
 from persona.service.conversations import Conversations
@@ -77,6 +79,7 @@ class Server:
     personas: Personas
     background: Background
     monitor: Monitor
+    pace: Pace
     listener: Listener
 
     async def serve(
@@ -113,6 +116,7 @@ async def open_server(
             await root.start(server.background.run)
             await root.start(server.monitor.run)
             await root.start(server.listener.keepalive.run)
+            await root.start(server.pace.run)
             if tokens is not None:
                 await root.start(TokenWatch(tokens, server.listener.set_tokens).run)
             yield server
@@ -167,10 +171,11 @@ def _assemble(
     server_info = ServerInfo(
         name="persona", version=__version__, engine=settings.server.engine, llm=backend.provider
     )
+    pace = open_pace()
     registry = Registry(
         [
             PersonaMethods(personas, conversations),
-            ChatMethods(personas, conversations, chat, now),
+            ChatMethods(personas, conversations, chat, pace, now),
             ConversationMethods(personas, conversations),
             SessionMethods(personas, hub, _announced(limits), server_info),
             SystemMethods(
@@ -209,6 +214,7 @@ def _assemble(
         personas=personas,
         background=background,
         monitor=monitor,
+        pace=pace,
         listener=listener,
     )
 

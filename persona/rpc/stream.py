@@ -4,11 +4,13 @@ The events are the ones of docs/protocol.md: `stream_start`, `stream_queued`*, `
 exactly one that ends the stream.
 """
 
+import math
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import attrs
+import trio
 
 from persona.errors import PersonaError, RequestCancelled, ShuttingDown
 from persona.model import Persona, isoformat
@@ -17,9 +19,18 @@ from persona.rpc import params as p
 from persona.rpc import results as r
 from persona.rpc.dispatch import Call
 from persona.service.chat import TurnAnswer
+from persona.timeouts import TimeoutQueue
 
 ENVELOPE_BYTES = 512
 """More than a chunk's frame has around its text."""
+PACE_S = 0.015
+"""Between two chunks of one stream; what the model says meanwhile goes together. Nobody reads faster, and a
+frame for each of a fast model's tokens would cost the server and every client more than the text is worth."""
+MAX_HELD_CHARS = 8 * 1024
+"""What is held back at most; more is sent before its time, in frames that every client takes."""
+
+Pace = TimeoutQueue["Stream"]
+"""The streams that hold text back. Its `run` is a service: it lets them send it."""
 
 
 class Stream:
@@ -32,6 +43,7 @@ class Stream:
         params: p.ChatParams,
         persona: Persona,
         now: Callable[[], float],
+        pace: Pace,
         *,
         as_notifications: bool,
     ) -> None:
@@ -39,12 +51,16 @@ class Stream:
         self._params = params
         self._persona = persona
         self._now = now
+        self._pace = pace
         self._as_notifications = as_notifications
         # A notification is never answered, and without an id there is nothing to answer under.
         self._is_mute = call.request.id is None and not as_notifications
         self._stream_id = uuid.uuid4().hex
         self._chunk_count = 0
         self._total_length = 0
+        self._held: list[str] = []
+        self._held_chars = 0
+        self._chunk_sent_at = -math.inf
         self.is_open = False
         """Whether `stream_start` was sent, so that a terminal event is owed."""
 
@@ -65,9 +81,31 @@ class Stream:
         self._send(self._event("stream_queued", {"position": position}))
 
     def delta(self, text: str) -> None:
-        """Send `stream_chunk`, or let the text go with the last chunk if that still waits."""
+        """Send `stream_chunk`; or hold the text back for a moment, to go with what follows at once."""
         if self._is_mute:
             return
+        if not self._held:
+            if trio.current_time() - self._chunk_sent_at >= PACE_S:
+                self._send_chunk(text)
+                return
+            self._pace.add(self)
+        self._held.append(text)
+        self._held_chars += len(text)
+        if self._held_chars >= MAX_HELD_CHARS:
+            self.release()
+
+    def release(self) -> None:
+        """Send what is held back."""
+        if self._held:
+            self._pace.remove(self)
+            text = "".join(self._held)
+            self._held.clear()
+            self._held_chars = 0
+            self._send_chunk(text)
+
+    def _send_chunk(self, text: str) -> None:
+        """Or let it go with the last chunk, if that still waits for a client that reads slowly."""
+        self._chunk_sent_at = trio.current_time()
         self._total_length += len(text)
         chunk = _Chunk(self, self._chunk_count + 1, self._total_length, text)
         self._call.subscriber.offer(chunk)
@@ -76,6 +114,7 @@ class Stream:
 
     def complete(self, answer: TurnAnswer) -> dict[str, Any]:
         """`stream_complete`."""
+        self.release()
         data = {
             "full_response": answer.text,
             "chunk_count": self._chunk_count,
@@ -104,6 +143,7 @@ class Stream:
 
     def cancelled(self, error: PersonaError) -> dict[str, Any]:
         """`stream_cancelled`."""
+        self.release()
         details = error.details or {}
         data = {
             "reason": "client" if isinstance(error, RequestCancelled) else error.reason,
@@ -124,6 +164,7 @@ class Stream:
         if isinstance(error, RequestCancelled | ShuttingDown):
             self._send(self.cancelled(error))
         else:
+            self.release()
             self._send(self._event("stream_error", {"error": error.to_wire()}, persona_id=self._persona.id))
 
     def error_ids(self) -> dict[str, Any]:
@@ -192,3 +233,8 @@ def persona_state(answer: TurnAnswer) -> r.PersonaState:
         available_time=answer.available_time_s,
         interaction_fatigue=answer.interaction_fatigue,
     )
+
+
+def open_pace() -> Pace:
+    """One for all streams of a server."""
+    return TimeoutQueue(PACE_S, Stream.release)

@@ -1,10 +1,15 @@
 """A turn's progress as events."""
 
+import itertools
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
 import pytest
+import trio
+from trio.testing import MockClock
 
 from persona.errors import (
     DeadlineExceeded,
@@ -16,10 +21,10 @@ from persona.errors import (
 from persona.model import FinishReason, Persona
 from persona.rpc import params as p
 from persona.rpc.dispatch import Call
-from persona.rpc.stream import Stream
+from persona.rpc.stream import MAX_HELD_CHARS, PACE_S, Pace, Stream, open_pace
 from persona.service.chat import TurnAnswer
 from persona.service.sessions import Identity, RequestId, RunningRequest, Sessions
-from persona.service.subscriber import Frame
+from persona.service.subscriber import Frame, Subscriber
 from persona.transport.outbox import Outbox
 
 ARIA = Persona(id="p-aria", name="Aria", description="a bard", created_at=0.0, updated_at=0.0)
@@ -42,10 +47,11 @@ class Played:
     stream: Stream
     request: RunningRequest
     reader: Reader
+    pace: Pace
 
 
 def play(
-    *, id: RequestId | None = 1, as_notifications: bool = False, subscriber: Outbox | None = None
+    *, id: RequestId | None = 1, as_notifications: bool = False, subscriber: Subscriber | None = None
 ) -> Played:
     request, reader = RunningRequest(id=id, method="m"), Reader()
     call = Call(
@@ -54,8 +60,9 @@ def play(
         subscriber=reader if subscriber is None else subscriber,
     )
     params = p.ChatParams(message="Hello", token_budget=50)
-    stream = Stream(call, params, ARIA, lambda: 0.25, as_notifications=as_notifications)
-    return Played(stream, request, reader)
+    pace = open_pace()
+    stream = Stream(call, params, ARIA, lambda: 0.25, pace, as_notifications=as_notifications)
+    return Played(stream, request, reader, pace)
 
 
 def answer(text: str, finish_reason: FinishReason = "stop") -> TurnAnswer:
@@ -77,7 +84,7 @@ def answer(text: str, finish_reason: FinishReason = "stop") -> TurnAnswer:
 
 
 @pytest.mark.parametrize("as_notifications", [False, True])
-def test_each_step_is_an_event_of_one_stream(as_notifications: bool) -> None:
+async def test_each_step_is_an_event_of_one_stream(as_notifications: bool, autojump_clock: MockClock) -> None:
     played = play(id="r", as_notifications=as_notifications)
     stream = played.stream
     stream.started()
@@ -85,6 +92,7 @@ def test_each_step_is_an_event_of_one_stream(as_notifications: bool) -> None:
         stream.queued(position)
     for text in ("Wéll", " met"):
         stream.delta(text)
+        await trio.sleep(PACE_S)
     frames = played.reader.frames
     if as_notifications:
         assert {(frame["method"], "id" in frame) for frame in frames} == {("stream.event", False)}
@@ -116,16 +124,104 @@ def test_two_streams_are_told_apart() -> None:
     assert first.request.stream_id != second.request.stream_id
 
 
-async def test_a_client_that_falls_behind_gets_fewer_chunks_and_the_whole_text() -> None:
+@attrs.define
+class Watch(Reader):
+    """A client that notes when each chunk came."""
+
+    started_at: float = attrs.field(factory=trio.current_time)
+    chunks: list[tuple[float, str]] = attrs.field(factory=list)
+
+    def offer(self, frame: Frame) -> bool:
+        event = json.loads(frame if isinstance(frame, bytes) else frame.encode())["result"]
+        if event["event_type"] == "stream_chunk":
+            passed = round(trio.current_time() - self.started_at, 6)
+            self.chunks.append((passed, event["data"]["chunk"]))
+        return True
+
+
+@attrs.define
+class Paced:
+    stream: Stream
+    chunks: list[tuple[float, str]]
+
+
+@asynccontextmanager
+async def paced() -> AsyncIterator[Paced]:
+    watch = Watch()
+    played = play(subscriber=watch)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(played.pace.run)
+        played.stream.started()
+        yield Paced(played.stream, watch.chunks)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_model_faster_than_the_pace_is_sent_at_the_pace(autojump_clock: MockClock) -> None:
+    async with paced() as there:
+        for number in range(100):
+            there.stream.delta(f"{number} ")
+            await trio.sleep(0.001)
+        await trio.sleep(1)
+    times = [time for time, _ in there.chunks]
+    assert times[0] == 0  # the first token waits for nothing
+    assert all(PACE_S <= later - earlier < PACE_S + 0.002 for earlier, later in itertools.pairwise(times))
+    assert "".join(text for _, text in there.chunks) == "".join(f"{number} " for number in range(100))
+
+
+async def test_a_model_slower_than_the_pace_is_sent_as_it_speaks(autojump_clock: MockClock) -> None:
+    async with paced() as there:
+        for number in range(5):
+            there.stream.delta(str(number))
+            await trio.sleep(0.02)
+    assert there.chunks == [(0, "0"), (0.02, "1"), (0.04, "2"), (0.06, "3"), (0.08, "4")]
+
+
+async def test_what_is_held_is_sent_though_the_model_falls_silent(autojump_clock: MockClock) -> None:
+    async with paced() as there:
+        there.stream.delta("a")
+        there.stream.delta("b")
+        await trio.sleep(60)
+        there.stream.delta("c")
+    assert there.chunks == [(0, "a"), (PACE_S, "b"), (60, "c")]
+
+
+@pytest.mark.parametrize("end", ["complete", "cancelled", "failed"])
+async def test_what_is_held_comes_before_the_end(end: str, autojump_clock: MockClock) -> None:
+    async with paced() as there:
+        there.stream.delta("a")
+        there.stream.delta("b")
+        if end == "complete":
+            there.stream.complete(answer("ab"))
+        elif end == "cancelled":
+            there.stream.cancelled(RequestCancelled("enough"))
+        else:
+            there.stream.failed(LLMUnavailable("gone"))
+        await trio.sleep(1)
+    assert there.chunks == [(0, "a"), (0, "b")]
+
+
+async def test_a_flood_is_not_held_back_for_long(autojump_clock: MockClock) -> None:
+    async with paced() as there:
+        there.stream.delta("a")
+        for _ in range(4):
+            there.stream.delta("x" * (MAX_HELD_CHARS // 2))
+    assert there.chunks == [(0, "a"), (0, "x" * MAX_HELD_CHARS), (0, "x" * MAX_HELD_CHARS)]
+
+
+async def test_a_client_that_falls_behind_gets_fewer_chunks_and_the_whole_text(
+    autojump_clock: MockClock,
+) -> None:
     outbox = Outbox(max_messages=6, max_bytes=10**6)
     played = play(subscriber=outbox)
     played.stream.started()
     words = [f"word{number} " for number in range(20)]
     for word in words[:12]:
         played.stream.delta(word)
+        await trio.sleep(PACE_S)
     events = [json.loads(frame)["result"] for frame in outbox.take(10**9)]
     for word in words[12:]:
         played.stream.delta(word)
+        await trio.sleep(PACE_S)
     events += [json.loads(frame)["result"] for frame in outbox.take(10**9)]
     assert not outbox.overflowed
     chunks = [event["data"] for event in events[1:]]
@@ -140,7 +236,7 @@ async def test_a_client_that_falls_behind_gets_fewer_chunks_and_the_whole_text()
 
 
 @pytest.mark.parametrize("finish_reason", ["stop", "length"])
-def test_completion_carries_the_whole_turn(finish_reason: FinishReason) -> None:
+async def test_completion_carries_the_whole_turn(finish_reason: FinishReason) -> None:
     played = play(as_notifications=True)
     played.stream.started()
     played.stream.delta("Well met.")

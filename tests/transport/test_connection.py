@@ -96,7 +96,10 @@ class Played:
         async with trio.open_nursery() as nursery:
             await nursery.start(keepalive.run)
             keepalive.add(self.connection)
-            self.goodbye = await self.connection.run()
+            try:
+                self.goodbye = await self.connection.run()
+            finally:
+                keepalive.remove(self.connection)
             nursery.cancel_scope.cancel()
 
     def say(self, *frames: Any) -> None:

@@ -1,14 +1,12 @@
 """Who is asked, and when."""
 
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.transport.keepalive import BURST, Keepalive
+from persona.transport.keepalive import Keepalive
 
 
 class Peer:
@@ -109,25 +107,6 @@ async def test_one_that_leaves_when_it_is_asked(autojump_clock: MockClock) -> No
         there.join("other")
         await trio.sleep(21)
     assert there.asked == [("shy", 10), ("other", 10), ("its friend", 20), ("other", 20)]
-
-
-@pytest.mark.parametrize("size", [BURST - 1, BURST, BURST + 1, 20 * BURST])
-async def test_others_run_while_a_crowd_is_asked(size: int, mock_clock: MockClock) -> None:
-    """All are due at one moment; between two bursts everybody else has a turn."""
-    async with crowd(10.0) as there:
-        there.join(*map(str, range(size)))
-        for time in (10.0, 20.0):
-            await wait_all_tasks_blocked()
-            before = len(there.asked)
-            mock_clock.jump(10)
-            seen = [before]
-            while seen[-1] < before + size:
-                await trio.lowlevel.checkpoint()
-                seen.append(len(there.asked))
-            steps = [later - earlier for earlier, later in itertools.pairwise(seen)]
-            # In a turn of the loop each task runs once, in any order.
-            assert max(steps) <= 2 * BURST
-            assert there.since(time) == [(str(n), time) for n in range(size)]
 
 
 async def test_an_interval_of_0_asks_nobody(autojump_clock: MockClock) -> None:

@@ -14,7 +14,7 @@ from persona.rpc import params as p
 from persona.rpc import results as r
 from persona.rpc.dispatch import Call, Caller, method
 from persona.rpc.methods.persona import resolve_persona
-from persona.rpc.stream import Stream, persona_state
+from persona.rpc.stream import Pace, Stream, persona_state
 from persona.service.chat import Chat, TurnAnswer, TurnRequest
 from persona.service.conversations import Conversations
 from persona.service.personas import Personas
@@ -25,10 +25,13 @@ Now = Callable[[], float]
 class ChatMethods:
     """Talking to a persona."""
 
-    def __init__(self, personas: Personas, conversations: Conversations, chat: Chat, now: Now) -> None:
+    def __init__(
+        self, personas: Personas, conversations: Conversations, chat: Chat, pace: Pace, now: Now
+    ) -> None:
         self._personas = personas
         self._conversations = conversations
         self._chat = chat
+        self._pace = pace
         self._now = now
 
     @method("persona.chat", params=p.ChatOrStreamParams, result=r.ChatAnswer, bound="model", ordered=True)
@@ -37,7 +40,7 @@ class ChatMethods:
         request = await self._turn_request(call, params)
         if not params.stream:
             return _chat_answer(request.persona, await self._chat.turn(request, call.request, _Silent()))
-        stream = Stream(call, params, request.persona, self._now, as_notifications=True)
+        stream = Stream(call, params, request.persona, self._now, self._pace, as_notifications=True)
         try:
             answer = await self._chat.turn(request, call.request, stream)
         except PersonaError as exc:
@@ -57,7 +60,7 @@ class ChatMethods:
     async def chat_stream(self, call: Call, params: p.ChatParams) -> dict[str, Any]:
         """Say something and get the answer as it is made, in events under the request's id."""
         request = await self._turn_request(call, params)
-        stream = Stream(call, params, request.persona, self._now, as_notifications=False)
+        stream = Stream(call, params, request.persona, self._now, self._pace, as_notifications=False)
         try:
             answer = await self._chat.turn(request, call.request, stream)
         except (RequestCancelled, ShuttingDown) as exc:
@@ -66,6 +69,7 @@ class ChatMethods:
             return stream.cancelled(exc)
         except PersonaError as exc:
             if stream.is_open:
+                stream.release()
                 exc.details = {**(exc.details or {}), **stream.error_ids()}
             raise
         return stream.complete(answer)
