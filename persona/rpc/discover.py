@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import attrs
 import msgspec
 
 from persona.rpc.dispatch import MethodSpec
@@ -20,11 +19,6 @@ def openrpc_document(specs: list[MethodSpec], *, version: str, url: str) -> dict
         sorted(types, key=lambda t: t.__name__), ref_template=REF_TEMPLATE
     )
     del schemas
-    params_types = {spec.params.__name__ for spec in specs}
-    for name, schema in components.items():
-        # msgspec lets attrs classes carry unknown fields; we refuse them, and say so.
-        if name in params_types or name == "ModelOptions":
-            schema["additionalProperties"] = False
     return {
         "openrpc": OPENRPC_VERSION,
         "info": {
@@ -41,7 +35,6 @@ def openrpc_document(specs: list[MethodSpec], *, version: str, url: str) -> dict
 
 def _method(spec: MethodSpec, components: dict[str, Any]) -> dict[str, Any]:
     declared = components[spec.params.__name__]
-    names = [field.name for field in attrs.fields(spec.params)]
     result_name = spec.result.__name__
     required = set(declared.get("required", ()))
     return {
@@ -51,7 +44,7 @@ def _method(spec: MethodSpec, components: dict[str, Any]) -> dict[str, Any]:
         "params": [
             *(
                 {"name": name, "required": name in required, "schema": declared["properties"][name]}
-                for name in names
+                for name in spec.params.__struct_fields__
             ),
             {"name": "timeout_s", "required": False, "schema": msgspec.json.schema(Timeout | None)},
         ],

@@ -12,6 +12,7 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 import attrs
 import trio
+from msgspec import Struct
 
 from persona.config import LimitSettings
 from persona.errors import (
@@ -44,7 +45,7 @@ class MethodSpec:
     """What is published of a method, and how it runs."""
 
     name: str
-    params: type[Any]
+    params: type[Struct]
     result: type[Any]
     summary: str
     admin: bool = False
@@ -89,7 +90,7 @@ _R = TypeVar("_R")
 def method(
     name: str,
     *,
-    params: type,
+    params: type[Struct],
     result: type,
     admin: bool = False,
     bound: Bound = "handlers",

@@ -1,13 +1,12 @@
 """What each method takes. One declaration gives types, checks, error paths and JSON Schema.
 
-`msgspec.convert` checks the declared fields; a field that is not declared is refused by
-`rpc.validation`, because for attrs classes msgspec would silently ignore it.
+`rpc.validation` makes them. These are the only classes of msgspec's own here: it makes an attrs instance of
+a dict in half a microsecond, and one of these in a tenth, which a ping shows.
 """
 
 from typing import Annotated, Any
 
-import attrs
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from persona.model import Priority
 
@@ -36,33 +35,33 @@ StopSequences = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)
 Topic = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_.:-]*$(?!\n)")]
 
 
-@attrs.frozen(kw_only=True)
-class NoParams:
+class Params(Struct, forbid_unknown_fields=True):
+    """What a method takes. `timeout_s`, which all of them take, is none of these."""
+
+
+class NoParams(Params):
     """No parameters."""
 
 
-@attrs.frozen(kw_only=True)
-class PersonaRef:
+class PersonaRef(Params):
     """Which persona."""
 
     persona_id: Reference
 
 
-@attrs.frozen(kw_only=True)
-class OptionalPersonaRef:
+class OptionalPersonaRef(Params):
     """Which persona; the session's current one if left out."""
 
     persona_id: Reference | None = None
 
 
-@attrs.frozen(kw_only=True)
-class CreatePersona:
+class CreatePersona(Params):
     """A new persona."""
 
     name: Name
     description: Annotated[str, Meta(min_length=1, max_length=2000)]
-    personality_traits: Traits = attrs.field(factory=dict)
-    topic_preferences: Likings = attrs.field(factory=dict)
+    personality_traits: Traits = field(default_factory=dict)
+    topic_preferences: Likings = field(default_factory=dict)
     charisma: Score = 10
     intelligence: Score = 10
     social_rank: Rank = "commoner"
@@ -72,8 +71,7 @@ class CreatePersona:
     max_available_time: Energy = 300.0
 
 
-@attrs.frozen(kw_only=True)
-class UpdatePersona:
+class UpdatePersona(Params):
     """The fields to change; `version` makes the change fail when somebody else was faster."""
 
     persona_id: Reference
@@ -91,19 +89,17 @@ class UpdatePersona:
     max_available_time: Energy | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class ModelOptions:
+class ModelOptions(Params):
     """Handed to the model as given; left out means the model's own choice."""
 
     model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    stop: StopSequences = attrs.field(factory=list)
+    stop: StopSequences = field(default_factory=list)
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
 
 
-@attrs.frozen(kw_only=True)
-class ChatParams:
+class ChatParams(Params):
     """One line to a persona. `token_budget` bounds what the model may generate."""
 
     message: Annotated[str, Meta(min_length=1, max_length=32_000)]
@@ -111,26 +107,23 @@ class ChatParams:
     persona_id: Reference | None = None
     conversation_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     client_msg_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
-    options: ModelOptions = attrs.field(factory=ModelOptions)
+    options: ModelOptions = field(default_factory=ModelOptions)
 
 
-@attrs.frozen(kw_only=True)
 class ChatOrStreamParams(ChatParams):
     """As `persona.chat_stream`; with `stream` the progress comes as `stream.event` notifications."""
 
     stream: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class CancelParams:
+class CancelParams(Params):
     """Which request: by the `stream_id` of its events, or by the request's own id."""
 
     stream_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     request_id: str | int | None = None
 
 
-@attrs.frozen(kw_only=True)
-class HistoryParams:
+class HistoryParams(Params):
     """Whose turns: a conversation's, or those with a persona, else those with the current one."""
 
     conversation_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
@@ -139,8 +132,7 @@ class HistoryParams:
     before: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
 
 
-@attrs.frozen(kw_only=True)
-class ConversationListParams:
+class ConversationListParams(Params):
     """Which conversations; newest first."""
 
     persona_id: Reference | None = None
@@ -148,22 +140,19 @@ class ConversationListParams:
     before: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
 
 
-@attrs.frozen(kw_only=True)
-class PingParams:
+class PingParams(Params):
     """`payload` comes back as sent."""
 
     payload: Any = None
 
 
-@attrs.frozen(kw_only=True)
-class TopicParams:
+class TopicParams(Params):
     """Topic names, such as `system` and `personas`."""
 
     topics: Annotated[list[Topic], Meta(min_length=1, max_length=50)]
 
 
-@attrs.frozen(kw_only=True)
-class BroadcastParams:
+class BroadcastParams(Params):
     """An event for every subscriber of `topic`."""
 
     type: Annotated[str, Meta(min_length=1, max_length=64)]

@@ -37,11 +37,11 @@ def _row(spec: MethodSpec) -> str:
     return f"| `{spec.name}`{marks}<br>{spec.summary} | {params or 'none'} | {result} |"
 
 
-def _fields(params_type: type) -> Iterator[tuple[str, dict[str, Any], bool]]:
+def _fields(params_type: type[msgspec.Struct]) -> Iterator[tuple[str, dict[str, Any], bool]]:
     _, components = msgspec.json.schema_components([params_type])
     declared = components[params_type.__name__]
-    for field in attrs.fields(params_type):
-        yield field.name, declared["properties"][field.name], field.name in declared["required"]
+    for name in params_type.__struct_fields__:
+        yield name, declared["properties"][name], name in declared["required"]
 
 
 def _param(name: str, schema: dict[str, Any], required: bool) -> str:

@@ -1,20 +1,18 @@
-"""Raw params -> an attrs object, or `InvalidParams` naming the field."""
+"""Raw params -> a `Struct`, or `InvalidParams` naming the field."""
 
 import math
 import re
 import typing
-from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
-import attrs
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from persona.errors import InvalidParams
 
 Params = dict[str, Any] | list[Any] | None
 
-P = TypeVar("P")
+P = TypeVar("P", bound=Struct)
 
 Timeout = Annotated[
     float, Meta(gt=0, description="seconds the client will wait, where the server's limit is more")
@@ -35,16 +33,15 @@ def convert_params(params: Params, params_type: type[P]) -> tuple[P, float]:
     if "timeout_s" in named:
         named = dict(named)
         timeout_s = _timeout_s(named.pop("timeout_s"))
-    # mypy takes a class for unhashable where it is a type variable's.
-    if not named.keys() <= _plain_fields(params_type):  # type: ignore[arg-type]
-        _refuse_unknown(named, params_type, "")
     try:
         return msgspec.convert(named, params_type), timeout_s
     except msgspec.ValidationError as exc:
+        # That says which field is unknown, and not which ones are known.
+        _refuse_unknown(named, params_type, "")
         raise _explain(str(exc)) from None
 
 
-def _named(params: Params, params_type: type) -> dict[str, Any]:
+def _named(params: Params, params_type: type[Struct]) -> dict[str, Any]:
     if params is None:
         return {}
     if isinstance(params, dict):
@@ -64,7 +61,7 @@ def _timeout_s(value: object) -> float:
     return math.inf if timeout_s is None else timeout_s
 
 
-def _refuse_unknown(params: dict[str, Any], params_type: type, prefix: str) -> None:
+def _refuse_unknown(params: dict[str, Any], params_type: type[Struct], prefix: str) -> None:
     fields = _fields(params_type)
     for name, value in params.items():
         if name not in fields:
@@ -76,20 +73,14 @@ def _refuse_unknown(params: dict[str, Any], params_type: type, prefix: str) -> N
             _refuse_unknown(value, nested, f"{prefix}{name}.")
 
 
-@lru_cache(maxsize=256)
-def _fields(params_type: type) -> dict[str, type | None]:
-    """Field names in order, each with the attrs class its value is, if it is one."""
+def _fields(params_type: type[Struct]) -> dict[str, type[Struct] | None]:
+    """Field names in order, each with the class its value is, if that has fields of its own."""
     hints = typing.get_type_hints(params_type)
-    return {
-        field.name: hints[field.name] if attrs.has(hints[field.name]) else None
-        for field in attrs.fields(params_type)
-    }
+    return {name: _struct(hints[name]) for name in params_type.__struct_fields__}
 
 
-@lru_cache(maxsize=256)
-def _plain_fields(params_type: type) -> frozenset[str]:
-    """The names of the fields that have no fields of their own."""
-    return frozenset(name for name, nested in _fields(params_type).items() if nested is None)
+def _struct(hint: Any) -> type[Struct] | None:
+    return hint if isinstance(hint, type) and issubclass(hint, Struct) else None
 
 
 def _explain(text: str) -> InvalidParams:

@@ -5,6 +5,7 @@ from typing import Any
 
 import attrs
 import trio
+from msgspec import Struct
 
 from persona.config import LimitSettings
 from persona.errors import Conflict
@@ -15,18 +16,15 @@ from persona.service.sessions import Identity, Session, Sessions
 from persona.service.subscriber import Frame
 
 
-@attrs.frozen(kw_only=True)
-class Nothing:
+class Nothing(Struct, forbid_unknown_fields=True):
     pass
 
 
-@attrs.frozen(kw_only=True)
-class Seconds:
+class Seconds(Struct, forbid_unknown_fields=True):
     seconds: float = 0.0
 
 
-@attrs.frozen(kw_only=True)
-class Text:
+class Text(Struct, forbid_unknown_fields=True):
     text: str
 
 
@@ -89,8 +87,7 @@ class Methods:
         return "answer"
 
 
-@attrs.frozen(kw_only=True)
-class Step:
+class Step(Struct, forbid_unknown_fields=True):
     word: str
     before_s: float = 0.0
     after_s: float = 0.0

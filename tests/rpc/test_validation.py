@@ -1,27 +1,24 @@
-"""Raw params -> attrs objects, or an error naming the field."""
+"""Raw params -> typed ones, or an error naming the field."""
 
 import math
 from typing import Annotated, Any
 
-import attrs
 import pytest
-from msgspec import Meta
+from msgspec import Meta, Struct, field
 
 from persona.errors import InvalidParams
 from persona.rpc.validation import convert_params
 
 
-@attrs.frozen(kw_only=True)
-class Inner:
+class Inner(Struct, forbid_unknown_fields=True):
     size: Annotated[int, Meta(ge=1)] = 1
 
 
-@attrs.frozen(kw_only=True)
-class Outer:
+class Outer(Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)]
-    likings: dict[str, Annotated[int, Meta(le=100)]] = attrs.field(factory=dict)
-    inner: Inner = attrs.field(factory=Inner)
-    entries: list[int] = attrs.field(factory=list)
+    likings: dict[str, Annotated[int, Meta(le=100)]] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+    entries: list[int] = field(default_factory=list)
 
 
 @pytest.mark.parametrize(
