@@ -84,3 +84,8 @@ class Backend(Protocol):
     async def models(self) -> tuple[str, ...]:
         """The names of the models there are. Raises `LLMUnavailable`."""
         ...
+
+    async def context_tokens(self, model: str) -> int | None:
+        """How much the context of `model` holds, prompt and answer together; `None` where that cannot be
+        known. An empty `model` is the default one. Raises `LLMUnavailable`."""
+        ...

@@ -87,6 +87,13 @@ class HTTPBackend(abc.ABC):
     async def models(self) -> tuple[str, ...]:
         """The names of the models there are. Raises `LLMUnavailable`."""
 
+    async def context_tokens(self, model: str) -> int | None:
+        """How much the context of `model` holds, where the server says so. Raises `LLMUnavailable`."""
+        return await self._context_tokens(model or await self.default_model())
+
+    @abc.abstractmethod
+    async def _context_tokens(self, model: str) -> int | None: ...
+
     @abc.abstractmethod
     def _request(
         self, model: str, messages: tuple[Message, ...], options: GenerateOptions

@@ -37,6 +37,17 @@ class _Tags:
     models: list[_Tag] | None = None
 
 
+@attrs.frozen
+class _Loaded:
+    name: str
+    context_length: Any = None
+
+
+@attrs.frozen
+class _Running:
+    models: list[_Loaded] | None = None
+
+
 class OllamaBackend(HTTPBackend):
     """Models served by Ollama at `base_url`.
 
@@ -52,7 +63,7 @@ class OllamaBackend(HTTPBackend):
         self, client: httpx2.AsyncClient, *, base_url: str, model: str, context_tokens: int | None = None
     ) -> None:
         super().__init__(client, base_url=base_url, model=model)
-        self._context_tokens = context_tokens
+        self._num_ctx = context_tokens
         self._chunks = msgspec.json.Decoder(_Chunk)
 
     @property
@@ -64,6 +75,16 @@ class OllamaBackend(HTTPBackend):
         tags = await self._upstream.get("/api/tags", _Tags)
         return tuple(tag.name for tag in tags.models or ())
 
+    async def _context_tokens(self, model: str) -> int | None:
+        # Of a loaded model. What /api/show tells is what it could have, which few machines have room for.
+        if self._num_ctx is not None:
+            return self._num_ctx
+        running = await self._upstream.get("/api/ps", _Running)
+        wanted = model if ":" in model else f"{model}:latest"
+        return next(
+            (count(each.context_length) for each in running.models or () if each.name == wanted), None
+        )
+
     def _request(self, model: str, messages: tuple[Message, ...], options: GenerateOptions) -> dict[str, Any]:
         wanted: dict[str, Any] = {
             "num_predict": options.max_tokens,
@@ -71,7 +92,7 @@ class OllamaBackend(HTTPBackend):
             "top_p": options.top_p,
             "stop": list(options.stop) or None,
             "seed": options.seed,
-            "num_ctx": self._context_tokens or None,
+            "num_ctx": self._num_ctx or None,
         }
         return {
             "model": model,

@@ -42,6 +42,17 @@ class _Chunk:
 @attrs.frozen
 class _Model:
     id: str
+    max_model_len: Any = None
+
+
+@attrs.frozen
+class _Generation:
+    n_ctx: Any = None
+
+
+@attrs.frozen
+class _Properties:
+    default_generation_settings: _Generation | None = None
 
 
 @attrs.frozen
@@ -93,6 +104,19 @@ class OpenAIBackend(HTTPBackend):
         """The ids of the models served. Raises `LLMUnavailable`."""
         models = await self._upstream.get("/v1/models", _Models)
         return tuple(model.id for model in models.data or ())
+
+    async def _context_tokens(self, model: str) -> int | None:
+        """vLLM says so with its models, llama.cpp in its properties; others do not."""
+        models = await self._upstream.get("/v1/models", _Models)
+        said = next((count(each.max_model_len) for each in models.data or () if each.id == model), None)
+        if said is not None:
+            return said
+        try:
+            properties = await self._upstream.get("/props", _Properties)
+        except LLMUnavailable:
+            return None  # no llama.cpp: it has no such page
+        generation = properties.default_generation_settings
+        return None if generation is None else count(generation.n_ctx)
 
     def _request(self, model: str, messages: tuple[Message, ...], options: GenerateOptions) -> dict[str, Any]:
         wanted: dict[str, Any] = {

@@ -67,6 +67,10 @@ class ScriptedBackend:
         await trio.lowlevel.checkpoint()
         return (MODEL,)
 
+    async def context_tokens(self, model: str) -> None:
+        """It reads all of what it is given."""
+        await trio.lowlevel.checkpoint()
+
     async def _events(
         self, messages: tuple[Message, ...], options: GenerateOptions
     ) -> AsyncGenerator[Event, None]:

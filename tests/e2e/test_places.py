@@ -242,6 +242,9 @@ class Endless:
     async def models(self) -> tuple[str, ...]:
         return (self.model,)
 
+    async def context_tokens(self, _model: str) -> None:
+        """It has no end."""
+
     async def _speech(self) -> AsyncGenerator[Event, None]:
         while True:
             yield Delta("on and on ")

@@ -12,6 +12,7 @@ What can be set, when opening or at any time on the server:
   does the same for the list of models.
 * `token_delay_s`: the pause before each token (`slow` has one of 0.05 s if this is 0).
 * `models`: the names served.
+* `pages`: what else can be had by GET, as JSON by path.
 * `frames(body) -> Iterable[bytes]`: for the variant `raw`: the body of the answer, byte for byte, in
   HTTP chunks as given.
 
@@ -29,8 +30,9 @@ Every wait is for ever: bound it with `trio.fail_after`.
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import h11
@@ -92,6 +94,7 @@ class StandIn:
         token_delay_s: float = 0.0,
         models: tuple[str, ...] = ("stand-in", "stand-in-2"),
         frames: Callable[[dict[str, Any]], Iterable[bytes]] = lambda body: (),
+        pages: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self.kind = kind
         self.reply = reply
@@ -100,6 +103,7 @@ class StandIn:
         self.token_delay_s = token_delay_s
         self.models = models
         self.frames = frames
+        self.pages = pages
         self.requests: list[Request] = []
         self.tokens_sent = 0
         self.open_connections = 0
@@ -184,9 +188,12 @@ class StandIn:
 
     async def _answer(self, wire: "_Wire", request: Request) -> None:
         dialect = DIALECTS[self.kind]
-        if (request.method, request.path) == ("GET", dialect.models_path):
+        if request.method == "GET" and request.path in self.pages:
+            variant: Variant = "ok"
+            content: Iterator[bytes] = iter([to_json(self.pages[request.path])])
+        elif (request.method, request.path) == ("GET", dialect.models_path):
             variant = self.models_variant
-            content: Iterator[bytes] = iter([to_json(dialect.models(self.models))])
+            content = iter([to_json(dialect.models(self.models))])
         elif (request.method, request.path) == ("POST", dialect.chat_path):
             variant = self.variant if isinstance(self.variant, str) else self.variant(request.body)
             content = self._frames(dialect, variant, request.body)

@@ -98,3 +98,27 @@ async def test_no_models_says_how_to_get_one() -> None:
     async with opened("ollama", model="", models=()) as (_, backend):
         with pytest.raises(LLMUnavailable, match="ollama pull"):
             await ask(backend)
+
+
+@pytest.mark.parametrize(
+    ("model", "context"), [("llama3.2:3b", 8192), ("qwen", 4096), ("qwen:latest", 4096), ("unloaded", None)]
+)
+async def test_the_context_is_that_of_the_loaded_model(model: str, context: int | None) -> None:
+    loaded = [
+        {"name": "llama3.2:3b", "context_length": 8192},
+        {"name": "qwen:latest", "context_length": 4096},
+    ]
+    async with opened("ollama", pages={"/api/ps": {"models": loaded}}) as (_, backend):
+        assert await backend.context_tokens(model) == context
+
+
+@pytest.mark.parametrize("page", [{}, {"models": None}, {"models": [{"name": "stand-in:latest"}]}])
+async def test_an_older_ollama_does_not_say(page: object) -> None:
+    async with opened("ollama", pages={"/api/ps": page}) as (_, backend):
+        assert await backend.context_tokens("") is None
+
+
+async def test_a_context_that_was_set_needs_no_question() -> None:
+    async with new_client() as client:
+        backend = OllamaBackend(client, base_url="http://127.0.0.1:1", model="m", context_tokens=2048)
+        assert await backend.context_tokens("") == 2048

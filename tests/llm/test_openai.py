@@ -167,3 +167,26 @@ async def test_a_key_no_header_can_hold(key: str) -> None:
         with pytest.raises(SettingsError, match="api_key") as caught:
             OpenAIBackend(client, base_url="http://127.0.0.1:1", model="", api_key=key)
     assert "sk-" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pages", "context"),
+    [
+        ({"/v1/models": {"data": [{"id": "other"}, {"id": "stand-in", "max_model_len": 32768}]}}, 32768),
+        ({"/props": {"default_generation_settings": {"n_ctx": 65536}, "total_slots": 4}}, 65536),
+        ({"/props": {"default_generation_settings": {"n_ctx": "many"}}}, None),
+        ({"/props": {}}, None),
+        ({}, None),
+    ],
+    ids=["vLLM", "llama.cpp", "nonsense", "nothing", "no such page"],
+)
+async def test_the_context_where_the_server_says_so(pages: dict[str, object], context: int | None) -> None:
+    async with opened("openai", pages=pages) as (_, backend):
+        assert await backend.context_tokens("") == context
+
+
+async def test_a_server_that_is_gone_says_nothing_of_its_context() -> None:
+    async with new_client() as client:
+        backend = OpenAIBackend(client, base_url="http://127.0.0.1:1", model="m", api_key="")
+        with pytest.raises(LLMUnavailable):
+            await backend.context_tokens("")
