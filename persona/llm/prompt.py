@@ -49,7 +49,8 @@ DISLIKES = "You dislike: "
 
 @attrs.frozen(kw_only=True)
 class BuiltPrompt:
-    """A prompt ready for a backend. `turns_used` counts the turns of history in it."""
+    """A prompt ready for a backend. `turns_used` counts the turns of history in it; `estimated_tokens` is
+    rather too many than too few."""
 
     messages: tuple[Message, ...]
     turns_used: int
@@ -76,6 +77,7 @@ def build_messages(
     `history` is oldest first; `state_words` says how the persona feels just now;
     `budget_tokens` is the context less what the answer may take. Turns without content are left
     out, and so are assistant turns with no user turn before them: many chat templates refuse them.
+    Lines in a row, where an answer is missing, become one message.
     Raises `InvalidParams` (field `message`) when there is no room for `line` at all.
     """
     new = Message("user", line)
@@ -99,9 +101,20 @@ def build_messages(
         spent += _cost(message)
     while chosen and chosen[-1].role == "assistant":
         spent -= _cost(chosen.pop())
-    return BuiltPrompt(
-        messages=(system, *reversed(chosen), new), turns_used=len(chosen), estimated_tokens=spent
-    )
+    talk = _alternating((*reversed(chosen), new))
+    return BuiltPrompt(messages=(system, *talk), turns_used=len(chosen), estimated_tokens=spent)
+
+
+def _alternating(messages: Iterable[Message]) -> list[Message]:
+    """The messages, with neighbours of one role joined: a line may have lost its answer, and many chat
+    templates refuse two lines in a row."""
+    talk: list[Message] = []
+    for message in messages:
+        if talk and talk[-1].role == message.role:
+            talk[-1] = Message(message.role, f"{talk[-1].content}\n\n{message.content}")
+        else:
+            talk.append(message)
+    return talk
 
 
 def system_text(persona: Persona, state_words: str, *, max_tokens: int) -> str:

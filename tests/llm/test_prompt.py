@@ -130,9 +130,17 @@ def test_users_never_reach_the_system_message() -> None:
 
 
 def test_empty_turns_are_left_out() -> None:
+    history = talk("Hello", "Hi!", " \n", "I am here")
+    built = build_messages(ARIA, "", history, "Good", budget_tokens=4000)
+    assert [m.content for m in built.messages[1:]] == ["Hello", "Hi!\n\nI am here", "Good"]
+    assert built.turns_used == 3
+
+
+def test_lines_without_an_answer_between_them_are_one_message() -> None:
     built = build_messages(ARIA, "", talk("Hello", "", "Anyone?", " \n"), "Hi", budget_tokens=4000)
-    assert [m.content for m in built.messages[1:]] == ["Hello", "Anyone?", "Hi"]
+    assert [(m.role, m.content) for m in built.messages[1:]] == [("user", "Hello\n\nAnyone?\n\nHi")]
     assert built.turns_used == 2
+    assert cost(*built.messages) <= built.estimated_tokens
 
 
 def test_the_first_turn_is_never_an_assistants() -> None:
@@ -158,16 +166,17 @@ def test_what_does_not_fit_ends_the_history_there() -> None:
 def test_whatever_is_said(contents: list[str], line: str, budget: int) -> None:
     history = talk(*contents)
     built = build_messages(ARIA, "rested", history, line, budget_tokens=budget)
-    assert built.estimated_tokens == cost(*built.messages) <= budget
-    assert built.messages[-1] == Message("user", line)
-    middle = built.messages[1:-1]
-    assert len(middle) == built.turns_used
-    assert not middle or middle[0].role == "user"
+    assert cost(*built.messages) <= built.estimated_tokens <= budget
+    assert built.messages[-1].content.endswith(line)
+    # Each speaks in turn, the user first and last.
+    roles = [message.role for message in built.messages[1:]]
+    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
     # What is there are the newest turns with content, whole and in order.
     said = [(t.role, t.content) for t in history if t.content.strip()]
-    assert [(m.role, m.content) for m in middle] == said[len(said) - len(middle) :]
+    used = said[len(said) - built.turns_used :]
+    assert "\n\n".join(m.content for m in built.messages[1:]) == "\n\n".join([*(c for _, c in used), line])
     # And no further one would have fitted, but for assistants' at the beginning.
-    older = said[: len(said) - len(middle)]
+    older = said[: len(said) - built.turns_used]
     if older and older[-1][0] == "user":
         assert built.estimated_tokens + cost(Message(*older[-1])) > budget
 
