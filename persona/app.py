@@ -45,6 +45,7 @@ from persona.rpc.methods.session import SessionMethods
 from persona.rpc.methods.system import SystemFigures, SystemMethods
 from persona.rpc.results import PersonaDetail, ServerInfo
 from persona.rpc.stream import Pace, open_pace
+from persona.rpc.turns import TurnCalls
 from persona.service.background import Background
 from persona.service.chat import Chat
 from persona.service.conversations import Conversations
@@ -135,8 +136,14 @@ def _assemble(
     def on_change(what: str, persona: Persona) -> None:
         hub.publish("personas", f"persona.{what}", PersonaDetail.of(persona))
 
+    def on_deleted(conversation_id: str, turn_ids: frozenset[int] | None) -> None:
+        chat.end_turns(conversation_id, turn_ids)
+        if turn_ids is None:
+            for session in sessions:
+                session.forget_conversation(conversation_id)
+
     personas = Personas(database, recovery_s=settings.personas.recovery_s, now=now, on_change=on_change)
-    conversations = Conversations(database, now=now)
+    conversations = Conversations(database, now=now, on_deleted=on_deleted)
     background = Background(
         queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
     )
@@ -172,11 +179,12 @@ def _assemble(
         name="persona", version=__version__, engine=settings.server.engine, llm=backend.provider
     )
     pace = open_pace()
+    turns = TurnCalls(personas, conversations, chat, pace, now)
     registry = Registry(
         [
             PersonaMethods(personas, conversations),
-            ChatMethods(personas, conversations, chat, pace, now),
-            ConversationMethods(personas, conversations),
+            ChatMethods(turns),
+            ConversationMethods(personas, conversations, turns),
             SessionMethods(personas, hub, _announced(limits), server_info),
             SystemMethods(
                 personas=personas,

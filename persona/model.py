@@ -99,9 +99,9 @@ class Conversation:
 class Turn:
     """One line of a conversation.
 
-    `parent_id` is the turn it follows. `client_msg_id` is set on a user's turn whose client
-    gave one; `details` on an assistant's turn holds what the stored answer needs to be given
-    again (JSON-ready).
+    `parent_id` is the turn it follows; turns that follow the same one are siblings. An assistant's turn
+    holds what it takes to give the answer again: the `client_msg_id` it was asked under, if the client
+    gave one, with `body_hash`, which tells another request under that id, and `details` (JSON-ready).
     """
 
     id: int
@@ -114,7 +114,20 @@ class Turn:
     tokens_used: int = 0
     finish_reason: FinishReason | None = None
     client_msg_id: str | None = None
+    body_hash: bytes | None = None
     details: dict[str, Any] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Siblings:
+    """A turn's place among the turns that follow the same one, oldest first."""
+
+    index: int
+    """From 1."""
+    count: int
+    """How many there are, the turn itself among them."""
+    previous_id: int | None
+    next_id: int | None
 
 
 @attrs.frozen(kw_only=True)
@@ -128,4 +141,5 @@ class NewTurn:
     tokens_used: int = 0
     finish_reason: FinishReason | None = None
     client_msg_id: str | None = None
+    body_hash: bytes | None = None
     details: dict[str, Any] | None = None

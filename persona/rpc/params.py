@@ -32,6 +32,11 @@ Rank = Annotated[str, Meta(min_length=1, max_length=80)]
 Energy = Annotated[float, Meta(gt=0, le=10_000)]
 Limit = Annotated[int, Meta(ge=1, le=200)]
 StopSequences = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=8)]
+ConversationId = Annotated[str, Meta(min_length=1, max_length=64)]
+TurnId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Line = Annotated[str, Meta(min_length=1, max_length=32_000)]
+TokenBudget = Annotated[int, Meta(ge=1, le=32_768)]
+ClientMsgId = Annotated[str, Meta(min_length=1, max_length=128)]
 Topic = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_.:-]*$(?!\n)")]
 
 
@@ -102,11 +107,11 @@ class ModelOptions(Params):
 class ChatParams(Params):
     """One line to a persona. `token_budget` bounds what the model may generate."""
 
-    message: Annotated[str, Meta(min_length=1, max_length=32_000)]
-    token_budget: Annotated[int, Meta(ge=1, le=32_768)] = 500
+    message: Line
+    token_budget: TokenBudget = 500
     persona_id: Reference | None = None
-    conversation_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
-    client_msg_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    conversation_id: ConversationId | None = None
+    client_msg_id: ClientMsgId | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
 
 
@@ -126,10 +131,61 @@ class CancelParams(Params):
 class HistoryParams(Params):
     """Whose turns: a conversation's, or those with a persona, else those with the current one."""
 
-    conversation_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    conversation_id: ConversationId | None = None
     persona_id: Reference | None = None
     limit: Limit = 20
-    before: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
+    before: TurnId | None = None
+
+
+class RegenerateParams(Params):
+    """Which answer to give anew, or which line to answer again; the last one of the conversation if left
+    out. Whose conversation, and what the model gets: as in `persona.chat`."""
+
+    turn_id: TurnId | None = None
+    token_budget: TokenBudget = 500
+    persona_id: Reference | None = None
+    conversation_id: ConversationId | None = None
+    client_msg_id: ClientMsgId | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
+
+
+class RegenerateOrStreamParams(RegenerateParams):
+    """As `conversation.regenerate_stream`; `stream` as in `persona.chat`."""
+
+    stream: bool = False
+
+
+class EditParams(Params):
+    """Which line to say differently, and how; the rest is as in `persona.chat`."""
+
+    turn_id: TurnId
+    message: Line
+    token_budget: TokenBudget = 500
+    persona_id: Reference | None = None
+    conversation_id: ConversationId | None = None
+    client_msg_id: ClientMsgId | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
+
+
+class EditOrStreamParams(EditParams):
+    """As `conversation.edit_stream`; `stream` as in `persona.chat`."""
+
+    stream: bool = False
+
+
+class SelectParams(Params):
+    """A turn of the branch to be the current one; whose conversation, as in `conversation.history`."""
+
+    turn_id: TurnId
+    conversation_id: ConversationId | None = None
+    persona_id: Reference | None = None
+
+
+class DeleteConversationParams(Params):
+    """Which conversation; with `turn_id`, only that turn of it and all that follows it."""
+
+    conversation_id: ConversationId
+    turn_id: TurnId | None = None
 
 
 class ConversationListParams(Params):

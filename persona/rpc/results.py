@@ -150,7 +150,7 @@ class PersonaState:
 
 @attrs.frozen(kw_only=True, slots=False)
 class ChatAnswer:
-    """Answer of `persona.chat`."""
+    """Answer of `persona.chat`, `conversation.regenerate` and `conversation.edit`."""
 
     response: str
     response_type: str
@@ -162,6 +162,8 @@ class ChatAnswer:
     persona_name: str
     conversation_id: str
     turn_id: int
+    parent_id: int | None
+    """The line that it answers."""
     finish_reason: str
     model: str
     time_to_first_token: float
@@ -192,7 +194,7 @@ class StreamCancelled:
 
 @attrs.frozen(kw_only=True, slots=False)
 class TurnView:
-    """One line of a conversation."""
+    """One line of a conversation, and its place among its siblings: the turns that follow the same one."""
 
     id: int
     role: str
@@ -201,17 +203,50 @@ class TurnView:
     created_at: str
     tokens_used: int
     finish_reason: str | None
+    parent_id: int | None
+    """The turn it follows; `None` for the first."""
+    sibling_index: int
+    """From 1, oldest first."""
+    sibling_count: int
+    """The turn itself among them, so never 0."""
+    previous_sibling_id: int | None
+    next_sibling_id: int | None
 
 
 @attrs.frozen(kw_only=True, slots=False)
 class History:
-    """Answer of `conversation.history`: turns oldest first; pass `next_before` as `before`."""
+    """Answer of `conversation.history`: the current branch, oldest first; pass `next_before` as
+    `before`."""
 
     conversation_id: str | None
     """`None` where there is no conversation yet."""
     turns: list[TurnView]
     has_more: bool
     next_before: int | None
+    current_turn_id: int | None
+    """The last turn of the current branch; `None` where nothing was said."""
+
+
+@attrs.frozen(kw_only=True)
+class BranchSelected:
+    """Answer of `conversation.select`."""
+
+    conversation_id: str
+    turn_id: int
+    """As asked."""
+    current_turn_id: int
+    """The last turn of the branch that is current now."""
+
+
+@attrs.frozen(kw_only=True)
+class ConversationDeleted:
+    """Answer of `conversation.delete`."""
+
+    conversation_id: str
+    deleted: bool
+    turns_deleted: int
+    current_turn_id: int | None
+    """The last turn of the current branch; `None` where nothing is left."""
 
 
 @attrs.frozen(kw_only=True, slots=False)

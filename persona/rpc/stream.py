@@ -15,10 +15,9 @@ import trio
 from persona.errors import PersonaError, RequestCancelled, ShuttingDown
 from persona.model import Persona, isoformat
 from persona.rpc import jsonrpc
-from persona.rpc import params as p
 from persona.rpc import results as r
 from persona.rpc.dispatch import Call
-from persona.service.chat import TurnAnswer
+from persona.service.turn import TurnAnswer
 from persona.timeouts import TimeoutQueue
 
 ENVELOPE_BYTES = 512
@@ -40,7 +39,7 @@ class Stream:
     def __init__(
         self,
         call: Call,
-        params: p.ChatParams,
+        token_budget: int,
         persona: Persona,
         now: Callable[[], float],
         pace: Pace,
@@ -48,7 +47,7 @@ class Stream:
         as_notifications: bool,
     ) -> None:
         self._call = call
-        self._params = params
+        self._token_budget = token_budget
         self._persona = persona
         self._now = now
         self._pace = pace
@@ -64,15 +63,15 @@ class Stream:
         self.is_open = False
         """Whether `stream_start` was sent, so that a terminal event is owed."""
 
-    def started(self) -> None:
+    def started(self, line: str) -> None:
         """Send `stream_start`."""
         self.is_open = True
         self._call.request.stream_id = self._stream_id
         data = {
             "persona_id": self._persona.id,
             "persona_name": self._persona.name,
-            "message": self._params.message,
-            "token_budget": self._params.token_budget,
+            "message": line,
+            "token_budget": self._token_budget,
         }
         self._send(self._event("stream_start", data, persona_id=self._persona.id))
 
@@ -126,6 +125,7 @@ class Stream:
             "persona_name": self._persona.name,
             "conversation_id": answer.conversation_id,
             "turn_id": answer.turn_id,
+            "parent_id": answer.parent_id,
             "finish_reason": answer.finish_reason,
             "response_type": answer.response_type,
             "model": answer.model,

@@ -7,16 +7,14 @@ that was cut after its first token is saved with what there is and marked with i
 be tried again.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
-import attrs
 import structlog
 import trio
 
 from persona.errors import (
-    Conflict,
     DeadlineExceeded,
     LLMUnavailable,
     NotFound,
@@ -25,100 +23,34 @@ from persona.errors import (
     RequestCancelled,
     ShuttingDown,
 )
-from persona.llm.backend import Backend, Completed, Delta, GenerateOptions
-from persona.llm.prompt import BuiltPrompt, build_messages, estimate_tokens
+from persona.llm.backend import Backend, Completed, Delta
+from persona.llm.prompt import BuiltPrompt, build_messages
 from persona.log import internal_error
 from persona.metrics import Metrics
-from persona.model import FinishReason, InteractionState, NewTurn, Persona, Turn
+from persona.model import InteractionState, NewTurn, Turn
 from persona.service import availability
 from persona.service.background import Background, Importance
 from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import RunningRequest
-from persona.storage import store
+from persona.service.turn import (
+    WHOLE,
+    Draft,
+    Opening,
+    TurnAnswer,
+    TurnObserver,
+    TurnRequest,
+    find_context,
+    find_opening,
+)
+from persona.storage import turns
 from persona.storage.pool import Database, write_shielded
 
 log = structlog.get_logger()
 
-MAX_HISTORY_TURNS = 200
-"""Turns read for a prompt: more than fit any context this server is likely to meet."""
 MAX_ANSWER_BYTES = 256 * 1024
 """Where an answer is cut whatever the backend counts: a model that never stops must not fill
 the memory or the database."""
-WHOLE: tuple[FinishReason, ...] = ("stop", "length")
-"""How an answer ends that was not cut."""
-
-
-@attrs.frozen(kw_only=True)
-class TurnRequest:
-    """What is asked of a persona, already checked against the session's rights."""
-
-    persona: Persona
-    conversation_id: str
-    user: str
-    party: str
-    line: str
-    options: GenerateOptions
-    client_msg_id: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class TurnAnswer:
-    """What came of it. Durations are seconds; `time_to_first_token_s` counts from the request."""
-
-    text: str
-    response_type: str
-    conversation_id: str
-    turn_id: int
-    finish_reason: FinishReason
-    model: str
-    tokens_used: int
-    processing_time_s: float
-    time_to_first_token_s: float
-    continue_score: float
-    social_energy: float
-    available_time_s: float
-    interaction_fatigue: float
-
-
-class TurnObserver(Protocol):
-    """Told of a turn's progress as it happens. Must not wait and must not raise."""
-
-    def started(self) -> None:
-        """The turn will be attempted."""
-        ...
-
-    def queued(self, position: int) -> None:
-        """It waits for the model; 1 is next."""
-        ...
-
-    def delta(self, text: str) -> None:
-        """A piece of the answer."""
-        ...
-
-
-@attrs.define(eq=False)
-class _Draft:
-    """An answer in the making."""
-
-    started_at: float
-    deltas: list[str] = attrs.field(factory=list)
-    size_bytes: int = 0
-    first_token_at: float | None = None
-    finish_reason: FinishReason = "stop"
-    model: str = ""
-    tokens: int | None = None
-    supersedes: int | None = None
-    """The turn in which the line was said before, with the same `client_msg_id`; its answer was cut."""
-
-    @property
-    def text(self) -> str:
-        return "".join(self.deltas)
-
-    @property
-    def tokens_used(self) -> int:
-        """The backend's own count, else our estimate of what was said."""
-        return self.tokens if self.tokens is not None else estimate_tokens(self.text)
 
 
 class Chat:
@@ -147,35 +79,61 @@ class Chat:
         self._first_token_timeout_s = first_token_timeout_s
         self._now = now
         self._locks: dict[str, trio.StrictFIFOLock] = {}
+        self._under_way: dict[str, dict[RunningRequest, Draft]] = {}
 
     async def turn(self, request: TurnRequest, running: RunningRequest, observer: TurnObserver) -> TurnAnswer:
         """Take one turn; turns of one conversation are taken one after the other, in order.
 
         Raises `PersonaUnavailable`, `InvalidParams` (the line is too long for the model's context),
         `Overloaded`, `LLMUnavailable`, `RequestCancelled`, `DeadlineExceeded`, `ShuttingDown`,
-        `Conflict` (the `client_msg_id` was used with another line) or `MemoryFailure`. When a part of
+        `NotFound` (the conversation, or the turn it belongs to, is gone or was deleted meanwhile),
+        `Conflict` (the `client_msg_id` was used with another request) or `MemoryFailure`. When a part of
         the answer was saved, the error's `details` hold `partial_response` and `turn_id`. Cancelling
         is safe.
         """
-        draft = _Draft(started_at=trio.current_time())
+        draft = Draft(started_at=trio.current_time())
+        with self._registered(request, running, draft):
+            return await self._turn(request, running, observer, draft)
+
+    def end_turns(self, conversation_id: str, deleted: frozenset[int] | None = None) -> None:
+        """The conversation is deleted, or only the turns `deleted` of it: turns under way that belong
+        there end with `NotFound`, and nothing of them is kept."""
+        for running, draft in self._under_way.get(conversation_id, {}).items():
+            if deleted is None or draft.parent_id in deleted:
+                running.cancel("deleted")
+
+    @contextmanager
+    def _registered(self, request: TurnRequest, running: RunningRequest, draft: Draft) -> Iterator[None]:
+        here = self._under_way.setdefault(request.conversation_id, {})
+        here[running] = draft
+        try:
+            yield
+        finally:
+            del here[running]
+            if not here:
+                del self._under_way[request.conversation_id]
+
+    async def _turn(
+        self, request: TurnRequest, running: RunningRequest, observer: TurnObserver, draft: Draft
+    ) -> TurnAnswer:
         async with self._in_order(request.conversation_id, running):
             with running.interruptible():
-                stored = await self._stored_answer(request, draft)
-            if stored is not None:
-                observer.started()
-                observer.delta(stored.text)
-                return stored
+                opening = draft.opening = await self._opening(request)
+            if opening.stored is not None:
+                observer.started(opening.line)
+                observer.delta(opening.stored.content)
+                return TurnAnswer.stored(opening.stored)
             availability.require_available(self._personas.state(request.persona), request.persona)
             # A line that no prompt can hold is refused before it waits for the model.
-            self._prompt(request, [])
-            observer.started()
-            failure = await self._attempt(request, running, observer, draft)
+            self._prompt(request, opening, [])
+            observer.started(opening.line)
+            failure = await self._attempt(request, opening, running, observer, draft)
             running.settle()
             if failure is None:
-                return await self._save(request, draft)
+                return await self._save(request, opening, draft)
             self._metrics.turns.labels(draft.finish_reason).inc()
             if draft.deltas:
-                answer = await self._save(request, draft)
+                answer = await self._save(request, opening, draft)
                 failure.details = {
                     **(failure.details or {}),
                     "partial_response": answer.text,
@@ -202,12 +160,17 @@ class Chat:
                 self._locks.pop(conversation_id, None)
 
     async def _attempt(
-        self, request: TurnRequest, running: RunningRequest, observer: TurnObserver, draft: _Draft
+        self,
+        request: TurnRequest,
+        opening: Opening,
+        running: RunningRequest,
+        observer: TurnObserver,
+        draft: Draft,
     ) -> PersonaError | None:
         """Generate into `draft`; what stopped it, if anything did."""
         try:
             with running.interruptible():
-                await self._generate(request, observer, draft)
+                await self._generate(request, opening, observer, draft)
         except LLMUnavailable as exc:
             draft.finish_reason = "error"
             return exc
@@ -218,19 +181,24 @@ class Chat:
             draft.finish_reason = "cancelled"
             return exc
         except PersonaError:
+            # Among them `NotFound`: what it belongs to was deleted, so nothing is kept.
             raise
         except Exception as exc:  # noqa: BLE001 - the boundary to the backend: what was shown is kept
             draft.finish_reason = "error"
             return internal_error(exc, where="turn")
         except BaseException:
             # Not `except Cancelled`: a backend's nursery wraps it in a group.
-            await self._save_disconnected(request, draft)  # noqa: ASYNC102 - shielded in there
+            await self._save_disconnected(request, opening, draft)  # noqa: ASYNC102 - shielded in there
             raise
         return None
 
-    async def _generate(self, request: TurnRequest, observer: TurnObserver, draft: _Draft) -> None:
+    async def _generate(
+        self, request: TurnRequest, opening: Opening, observer: TurnObserver, draft: Draft
+    ) -> None:
         async with self._scheduler.slot(request.party, observer.queued):
-            prompt = self._prompt(request, await self._history(request.conversation_id))
+            # Not before: another branch may be chosen while it waits for the model.
+            history, draft.spot = await self._database.read(lambda conn: find_context(conn, request, opening))
+            prompt = self._prompt(request, opening, history)
             asked_at = trio.current_time()
             # One scope for the first token and for every silence after it: a model that stalls
             # in the middle holds its slot no longer than one that never begins.
@@ -250,17 +218,17 @@ class Chat:
                     f"the model was silent for {self._first_token_timeout_s:g} s", retry_after_s=5.0
                 )
 
-    def _prompt(self, request: TurnRequest, history: list[Turn]) -> BuiltPrompt:
+    def _prompt(self, request: TurnRequest, opening: Opening, history: list[Turn]) -> BuiltPrompt:
         return build_messages(
             request.persona,
             availability.mood_words(self._personas.state(request.persona), request.persona),
             history,
-            request.line,
+            opening.line,
             budget_tokens=max(self._context_tokens - request.options.max_tokens, self._context_tokens // 4),
         )
 
     def _take(
-        self, draft: _Draft, event: Delta, request: TurnRequest, observer: TurnObserver, asked_at: float
+        self, draft: Draft, event: Delta, request: TurnRequest, observer: TurnObserver, asked_at: float
     ) -> bool:
         """Add a delta; whether the answer must be cut here."""
         if draft.first_token_at is None:
@@ -278,50 +246,50 @@ class Chat:
         return True
 
     @staticmethod
-    def _complete(draft: _Draft, event: Completed) -> None:
+    def _complete(draft: Draft, event: Completed) -> None:
         draft.finish_reason = event.finish_reason
         draft.model = event.model
         draft.tokens = event.completion_tokens
 
-    async def _history(self, conversation_id: str) -> list[Turn]:
-        turns, _ = await self._database.read(
-            lambda conn: store.recent_turns(conn, conversation_id, MAX_HISTORY_TURNS)
-        )
-        return turns
+    async def _opening(self, request: TurnRequest) -> Opening:
+        if request.line is not None and request.instead_of is None and request.client_msg_id is None:
+            return Opening(line=request.line)  # Needs nothing of what was said.
+        return await self._database.read(lambda conn: find_opening(conn, request))
 
-    async def _save(self, request: TurnRequest, draft: _Draft) -> TurnAnswer:
-        """Put the user's line and the answer on disk together. The toll is taken first, because the
-        stored answer tells of it."""
+    async def _save(self, request: TurnRequest, opening: Opening, draft: Draft) -> TurnAnswer:
+        """Put the user's line, if it is new, and the answer on disk together. The toll is taken first,
+        because the stored answer tells of it."""
         now = trio.current_time()
         processing_time_s = now - draft.started_at
         tokens_used = draft.tokens_used
         state = self._personas.record_turn(
             request.persona,
-            line=request.line,
+            line=opening.line,
             tokens_used=tokens_used,
             processing_time_s=processing_time_s,
         )
         figures = self._figures(request, draft, state, processing_time_s)
         said_at = self._now()
-        turns = (
-            NewTurn(
-                role="user",
-                speaker_id=request.user,
-                content=request.line,
-                created_at=said_at - processing_time_s,
-                client_msg_id=request.client_msg_id,
-            ),
-            NewTurn(
-                role="assistant",
-                speaker_id=request.persona.id,
-                content=draft.text,
-                created_at=said_at,
-                tokens_used=tokens_used,
-                finish_reason=draft.finish_reason,
-                details=figures,
-            ),
+        client_msg_id = request.client_msg_id
+        answer = NewTurn(
+            role="assistant",
+            speaker_id=request.persona.id,
+            content=draft.text,
+            created_at=said_at,
+            tokens_used=tokens_used,
+            finish_reason=draft.finish_reason,
+            client_msg_id=client_msg_id,
+            body_hash=None if client_msg_id is None else request.body_hash(),
+            details=figures,
         )
-        saved = await self._append(request, turns, draft.supersedes)
+        line = NewTurn(
+            role="user",
+            speaker_id=request.user,
+            content=opening.line,
+            created_at=said_at - processing_time_s,
+        )
+        added = (line, answer) if opening.question is None else (answer,)
+        saved = await self._append(request, opening, draft, added)
         persona_id = request.persona.id
         self._background.submit(
             "save_state", lambda: self._personas.save_state(persona_id), Importance.NORMAL
@@ -329,35 +297,38 @@ class Chat:
         self._metrics.tokens.inc(tokens_used)
         if draft.finish_reason in WHOLE:
             self._metrics.turns.labels(draft.finish_reason).inc()
-        return _answer(saved[-1])
+        return TurnAnswer.stored(saved[-1])
 
     async def _append(
-        self, request: TurnRequest, turns: tuple[NewTurn, ...], supersedes: int | None
+        self, request: TurnRequest, opening: Opening, draft: Draft, added: tuple[NewTurn, ...]
     ) -> list[Turn]:
+        supersedes = None if opening.cut is None else opening.cut.id
         # Shielded, so that an answer is not lost because its client left while it was being written.
         try:
             return await write_shielded(
                 self._database,
-                lambda conn: store.append_turns(conn, request.conversation_id, turns, supersedes),
+                lambda conn: turns.append_turns(
+                    conn, request.conversation_id, added, draft.spot, supersedes=supersedes
+                ),
             )
         except NotFound as exc:
             if self._personas.get(request.persona.id) is None:
                 raise PersonaNotFound("the persona was deleted meanwhile") from exc
             raise
 
-    async def _save_disconnected(self, request: TurnRequest, draft: _Draft) -> None:
+    async def _save_disconnected(self, request: TurnRequest, opening: Opening, draft: Draft) -> None:
         """Keep what was said before the connection ended; there is nobody left to tell if it fails."""
         if not draft.deltas:
             return
         draft.finish_reason = "disconnected"
         self._metrics.turns.labels(draft.finish_reason).inc()
         try:
-            await self._save(request, draft)
+            await self._save(request, opening, draft)
         except PersonaError as exc:
             log.warning("partial_answer_lost", reason=exc.reason)
 
     def _figures(
-        self, request: TurnRequest, draft: _Draft, state: InteractionState, processing_time_s: float
+        self, request: TurnRequest, draft: Draft, state: InteractionState, processing_time_s: float
     ) -> dict[str, Any]:
         first_token_at = draft.first_token_at
         return {
@@ -370,33 +341,3 @@ class Chat:
             "available_time_s": round(state.available_time_s, 2),
             "interaction_fatigue": round(state.interaction_fatigue, 2),
         }
-
-    async def _stored_answer(self, request: TurnRequest, draft: _Draft) -> TurnAnswer | None:
-        """The whole answer given before to this `client_msg_id`, if there is one."""
-        client_msg_id = request.client_msg_id
-        if client_msg_id is None:
-            return None
-        found = await self._database.read(
-            lambda conn: store.turn_by_client_msg_id(conn, request.conversation_id, client_msg_id)
-        )
-        if found is None:
-            return None
-        said, answered = found
-        if said.content != request.line:
-            raise Conflict("this client_msg_id was used with another message", field="client_msg_id")
-        if answered is not None and answered.finish_reason in WHOLE:
-            return _answer(answered)
-        draft.supersedes = said.id
-        return None
-
-
-def _answer(turn: Turn) -> TurnAnswer:
-    """The answer as it was stored, so that giving it again gives the same."""
-    return TurnAnswer(
-        text=turn.content,
-        conversation_id=turn.conversation_id,
-        turn_id=turn.id,
-        finish_reason=turn.finish_reason or "stop",
-        tokens_used=turn.tokens_used,
-        **(turn.details or {}),
-    )

@@ -16,12 +16,13 @@ import trio
 from persona.errors import (
     DeadlineExceeded,
     InvalidRequest,
+    NotFound,
     PersonaError,
     RequestCancelled,
     ShuttingDown,
 )
 
-CancelReason = Literal["client", "shutdown"]
+CancelReason = Literal["client", "shutdown", "deleted"]
 RequestId = str | int
 
 
@@ -108,7 +109,8 @@ class RunningRequest:
     def interruptible(self) -> Iterator[None]:
         """Run the body under the request's deadline and cancellation.
 
-        Raises `RequestCancelled`, `ShuttingDown` or `DeadlineExceeded` when the body was cut.
+        Raises `RequestCancelled`, `ShuttingDown`, `NotFound` or `DeadlineExceeded` when the body was
+        cut.
         May be entered several times, one after the other.
         """
         scope = self._scope = trio.CancelScope(deadline=self.deadline)
@@ -127,6 +129,8 @@ class RunningRequest:
             return RequestCancelled("cancelled by the client")
         if self._cancel_reason == "shutdown":
             return ShuttingDown("the server shuts down", retry_after_s=5.0)
+        if self._cancel_reason == "deleted":
+            return NotFound("the conversation, or this branch of it, was deleted meanwhile")
         return DeadlineExceeded("the request's time is up")
 
 
@@ -192,6 +196,12 @@ class Session:
         """Cancel whatever runs; each request still gives its one answer."""
         for request in tuple(self._requests):
             request.cancel(reason)
+
+    def forget_conversation(self, conversation_id: str) -> None:
+        """The conversation is gone: the next one with its persona is another."""
+        for persona_id, known in tuple(self.conversations.items()):
+            if known == conversation_id:
+                del self.conversations[persona_id]
 
     def clear(self) -> None:
         """Forget the current persona and every context window; stored turns stay."""

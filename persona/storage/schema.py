@@ -117,7 +117,34 @@ def _persona_of(table: str) -> "ForeignKey":
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (_create_tables,)
+# In version 1 every conversation is one branch, and a `client_msg_id` is on the line that came with it. The
+# line's answer takes it over; the hash of what was asked is not known, only the line itself.
+_ONE_BRANCH_EACH = """
+    UPDATE conversations SET current_turn_id =
+        (SELECT max(turns.id) FROM turns WHERE turns.conversation_id = conversations.id)
+"""
+_MOVE_CLIENT_MSG_IDS = """
+    UPDATE turns SET client_msg_id = line.client_msg_id FROM turns AS line
+    WHERE line.id = turns.parent_id AND turns.role = 'assistant'
+"""
+_LEAVE_THEM_TO_ANSWERS = "UPDATE turns SET client_msg_id = NULL WHERE role = 'user'"
+
+
+def _make_trees(db: "Database") -> None:
+    db.table("conversations").add_column("current_turn_id", int)
+    turns = db.table("turns")
+    turns.add_column("body_hash", bytes)
+    db.execute(_ONE_BRANCH_EACH)
+    db.execute("DROP INDEX turns_client_msg_id")
+    db.execute(_MOVE_CLIENT_MSG_IDS)
+    db.execute(_LEAVE_THEM_TO_ANSWERS)
+    db.execute(_TURNS_BY_CLIENT_MSG_ID)
+    # It also serves what the index it replaces was for: to find the turns of a conversation.
+    turns.create_index(["conversation_id", "parent_id", "id"], index_name="turns_siblings")
+    db.execute("DROP INDEX turns_conversation")
+
+
+MIGRATIONS: tuple[Migration, ...] = (_create_tables, _make_trees)
 
 
 def check(conn: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS)) -> int:

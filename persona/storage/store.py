@@ -1,7 +1,7 @@
 """Queries, as plain functions of a connection, for `Database.read` and `Database.write`.
 
 None opens or ends a transaction: the pool does. None returns anything tied to the connection. Plain
-SQL and tuples, because these run some tens of thousands of times a second.
+SQL and tuples, because these run some tens of thousands of times a second. Those of turns are in `turns`.
 """
 
 import base64
@@ -14,8 +14,8 @@ from typing import Any
 import attrs
 import orjson
 
-from persona.errors import Conflict, InvalidParams, NotFound, PersonaError, PersonaNotFound
-from persona.model import Conversation, InteractionState, NewTurn, Persona, Priority, Turn
+from persona.errors import Conflict, InvalidParams, PersonaError, PersonaNotFound
+from persona.model import Conversation, InteractionState, Persona, Priority
 
 Row = tuple[Any, ...]
 
@@ -87,6 +87,7 @@ LIST_BY_IDS = f"""
         AND (:persona_id IS NULL OR +persona_id = :persona_id)
         AND (+updated_at, +id) < (:updated_at, :id) ORDER BY updated_at DESC, id DESC LIMIT :limit
 """  # noqa: S608
+DELETE_CONVERSATION = "DELETE FROM conversations WHERE id = ? RETURNING turn_count"
 COUNT_CONVERSATIONS = "SELECT count(*) FROM conversations"
 COUNT_CONVERSATIONS_SINCE = "SELECT count(*) FROM conversations WHERE updated_at >= ?"
 PERSONA_TURN_STATS = """
@@ -94,35 +95,6 @@ PERSONA_TURN_STATS = """
     FROM conversations WHERE persona_id = ?
 """
 
-# Finds the conversation and its last turn in the same step.
-EXTEND_CONVERSATION = """
-    UPDATE conversations SET updated_at = max(updated_at, ?), turn_count = turn_count + ? WHERE id = ?
-    RETURNING (SELECT max(turns.id) FROM turns WHERE turns.conversation_id = conversations.id)
-"""
-INSERT_TURN = """
-    INSERT INTO turns (
-        conversation_id, parent_id, role, speaker_id, content, created_at, tokens_used, finish_reason,
-        client_msg_id, details
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-SUPERSEDE_TURN = "UPDATE turns SET client_msg_id = NULL WHERE id = ?"
-_TURN = """
-    id, conversation_id, parent_id, role, speaker_id, content, created_at, tokens_used, finish_reason,
-    client_msg_id, details
-"""
-RECENT_TURNS = f"""
-    SELECT {_TURN} FROM turns WHERE conversation_id = ? AND id < ? ORDER BY id DESC LIMIT ?
-"""  # noqa: S608
-TURN_BY_CLIENT_MSG_ID = f"""
-    SELECT {_TURN} FROM turns WHERE conversation_id = ? AND client_msg_id = ?
-"""  # noqa: S608
-# A turn's id is above its parent's, so the index on (conversation_id, id) leads to the children.
-ANSWER_TO_TURN = f"""
-    SELECT {_TURN} FROM turns WHERE conversation_id = ? AND id > ? AND parent_id = ? AND role = 'assistant'
-    ORDER BY id LIMIT 1
-"""  # noqa: S608
-
-_LAST_ID = 2**63 - 1
 _FIRST_PAGE = (math.inf, "")
 
 
@@ -172,6 +144,12 @@ def get_conversation(conn: sqlite3.Connection, conversation_id: str) -> Conversa
     """By id."""
     row = conn.execute(GET_CONVERSATION, (conversation_id,)).fetchone()
     return None if row is None else _conversation(row)
+
+
+def delete_conversation(conn: sqlite3.Connection, conversation_id: str) -> int | None:
+    """Remove a conversation and its turns; how many turns it had, `None` when it is gone already."""
+    found = conn.execute(DELETE_CONVERSATION, (conversation_id,)).fetchall()
+    return int(found[0][0]) if found else None
 
 
 def latest_conversation(conn: sqlite3.Connection, user: str, persona_id: str) -> Conversation | None:
@@ -225,95 +203,6 @@ def persona_turn_stats(conn: sqlite3.Connection, persona_id: str) -> tuple[int, 
     """Turns, conversations, and the time of the last turn, of a persona."""
     turns, conversations, last_turn_at = conn.execute(PERSONA_TURN_STATS, (persona_id,)).fetchone()
     return turns, conversations, last_turn_at
-
-
-def append_turns(
-    conn: sqlite3.Connection,
-    conversation_id: str,
-    turns: Sequence[NewTurn],
-    supersedes: int | None = None,
-) -> list[Turn]:
-    """Add turns to a conversation's end; each one's parent is the one before. The turn `supersedes`
-    gives its `client_msg_id` up first.
-
-    Raises `NotFound` when the conversation is gone, `Conflict` when a `client_msg_id` was used in it
-    before.
-    """
-    if not turns:
-        return []
-    found = conn.execute(EXTEND_CONVERSATION, (turns[-1].created_at, len(turns), conversation_id)).fetchall()
-    if not found:
-        raise NotFound("no such conversation", field="conversation_id")
-    if supersedes is not None:
-        conn.execute(SUPERSEDE_TURN, (supersedes,))
-    parent_id: int | None = found[0][0]
-    appended = []
-    try:
-        for turn in turns:
-            row = _insert_turn(conn, conversation_id, parent_id, turn)
-            appended.append(row)
-            parent_id = row.id
-    except sqlite3.IntegrityError as exc:
-        if exc.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_UNIQUE:
-            raise Conflict("this client_msg_id was used before", field="client_msg_id") from exc
-        raise
-    return appended
-
-
-def recent_turns(
-    conn: sqlite3.Connection, conversation_id: str, limit: int, before_id: int | None = None
-) -> tuple[list[Turn], bool]:
-    """The last `limit` turns before turn `before_id`, oldest first, and whether there are older ones."""
-    below = _LAST_ID if before_id is None else before_id
-    rows = conn.execute(RECENT_TURNS, (conversation_id, below, limit + 1)).fetchall()
-    return [_turn(row) for row in reversed(rows[:limit])], len(rows) > limit
-
-
-def turn_by_client_msg_id(
-    conn: sqlite3.Connection, conversation_id: str, client_msg_id: str
-) -> tuple[Turn, Turn | None] | None:
-    """The user's turn that came with this `client_msg_id`, and the assistant's turn that answers it."""
-    said = conn.execute(TURN_BY_CLIENT_MSG_ID, (conversation_id, client_msg_id)).fetchone()
-    if said is None:
-        return None
-    turn_id = said[0]
-    answer = conn.execute(ANSWER_TO_TURN, (conversation_id, turn_id, turn_id)).fetchone()
-    return _turn(said), None if answer is None else _turn(answer)
-
-
-def _insert_turn(
-    conn: sqlite3.Connection, conversation_id: str, parent_id: int | None, turn: NewTurn
-) -> Turn:
-    inserted = conn.execute(
-        INSERT_TURN,
-        (
-            conversation_id,
-            parent_id,
-            turn.role,
-            turn.speaker_id,
-            turn.content,
-            turn.created_at,
-            turn.tokens_used,
-            turn.finish_reason,
-            turn.client_msg_id,
-            None if turn.details is None else orjson.dumps(turn.details).decode(),
-        ),
-    )
-    turn_id = inserted.lastrowid
-    assert turn_id is not None
-    return Turn(
-        id=turn_id,
-        conversation_id=conversation_id,
-        parent_id=parent_id,
-        role=turn.role,
-        speaker_id=turn.speaker_id,
-        content=turn.content,
-        created_at=turn.created_at,
-        tokens_used=turn.tokens_used,
-        finish_reason=turn.finish_reason,
-        client_msg_id=turn.client_msg_id,
-        details=turn.details,
-    )
 
 
 def _persona_columns(persona: Persona) -> dict[str, Any]:
@@ -377,23 +266,6 @@ def _conversation(row: Row) -> Conversation:
         created_at=row[3],
         updated_at=row[4],
         turn_count=row[5],
-    )
-
-
-def _turn(row: Row) -> Turn:
-    details = row[10]
-    return Turn(
-        id=row[0],
-        conversation_id=row[1],
-        parent_id=row[2],
-        role=row[3],
-        speaker_id=row[4],
-        content=row[5],
-        created_at=row[6],
-        tokens_used=row[7],
-        finish_reason=row[8],
-        client_msg_id=row[9],
-        details=None if details is None else orjson.loads(details),
     )
 
 

@@ -200,6 +200,26 @@ def persona_summary(name: str) -> dict[str, Any]:
     }
 
 
+def history_of(*turns: dict[str, Any]) -> dict[str, Any]:
+    """A `conversation.history` with these turns; what they leave out is filled in."""
+    rest = {
+        "created_at": TIME,
+        "tokens_used": 3,
+        "finish_reason": None,
+        "sibling_index": 1,
+        "sibling_count": 1,
+        "previous_sibling_id": None,
+        "next_sibling_id": None,
+    }
+    return {
+        "conversation_id": "c-1",
+        "turns": [{**rest, **turn} for turn in turns],
+        "has_more": False,
+        "next_before": None,
+        "current_turn_id": turns[-1]["id"] if turns else None,
+    }
+
+
 async def _list(connection: FakeConnection, request: dict[str, Any]) -> None:
     people = [persona_summary(name) for name in PEOPLE]
     await connection.result(request, {"personas": people, "total_count": 2, "available_count": 1})
@@ -232,13 +252,10 @@ async def _chat_stream(connection: FakeConnection, request: dict[str, Any]) -> N
 
 async def _history(connection: FakeConnection, request: dict[str, Any]) -> None:
     turns = [
-        {"id": 1, "role": "user", "speaker_id": "anonymous", "content": "Hello"},
-        {"id": 2, "role": "assistant", "speaker_id": "p-aria", "content": "Well met!"},
+        {"id": 1, "role": "user", "speaker_id": "anonymous", "content": "Hello", "parent_id": None},
+        {"id": 2, "role": "assistant", "speaker_id": "p-aria", "content": "Well met!", "parent_id": 1},
     ]
-    rest = {"created_at": TIME, "tokens_used": 3, "finish_reason": None}
-    turns = [{**turn, **rest} for turn in turns]
-    result = {"conversation_id": "c-1", "turns": turns, "has_more": False, "next_before": None}
-    await connection.result(request, result)
+    await connection.result(request, history_of(*turns))
 
 
 async def _session_info(connection: FakeConnection, request: dict[str, Any]) -> None:

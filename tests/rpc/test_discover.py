@@ -76,11 +76,15 @@ async def test_what_methods_answer_fits_the_published_schemas(autojump_clock: Mo
         await ask("persona.get", persona_id="milo")
         await ask("persona.update", persona_id="milo", charisma=3)
         await ask("persona.switch", persona_id="aria")
-        await ask("persona.chat", message="Hello")
+        said = await ask("persona.chat", message="Hello")
+        await ask("conversation.regenerate")
+        await ask("conversation.edit", turn_id=said["parent_id"], message="Hello!")
+        await ask("conversation.select", turn_id=said["turn_id"])
         await ask("persona.status")
         await ask("conversation.history")
         await ask("conversation.list")
         await ask("session.info")
+        await ask("conversation.delete", conversation_id=said["conversation_id"])
         await ask("events.subscribe", topics=["personas"])
         await ask("events.unsubscribe", topics=["personas"])
         await ask("system.ping", payload={"a": [1, None]})
@@ -90,7 +94,8 @@ async def test_what_methods_answer_fits_the_published_schemas(autojump_clock: Mo
         await ask("persona.delete", persona_id="milo")
         await ask("session.clear")
     unasked = set(results) - set(answers)
-    assert unasked == {"persona.chat_stream", "stream.cancel"}  # see tests/e2e
+    streams = {"persona.chat_stream", "conversation.regenerate_stream", "conversation.edit_stream"}
+    assert unasked == {*streams, "stream.cancel"}  # see tests/e2e
     for name, answer in answers.items():
         whole = {**results[name], "components": document["components"]}
         jsonschema.validate(answer, whole, cls=Draft202012Validator)

@@ -19,12 +19,11 @@ from persona.errors import (
     ShuttingDown,
 )
 from persona.model import FinishReason, Persona
-from persona.rpc import params as p
 from persona.rpc.dispatch import Call
 from persona.rpc.stream import MAX_HELD_CHARS, PACE_S, Pace, Stream, open_pace
-from persona.service.chat import TurnAnswer
 from persona.service.sessions import Identity, RequestId, RunningRequest, Sessions
 from persona.service.subscriber import Frame, Subscriber
+from persona.service.turn import TurnAnswer
 from persona.transport.outbox import Outbox
 
 ARIA = Persona(id="p-aria", name="Aria", description="a bard", created_at=0.0, updated_at=0.0)
@@ -59,9 +58,8 @@ def play(
         request=request,
         subscriber=reader if subscriber is None else subscriber,
     )
-    params = p.ChatParams(message="Hello", token_budget=50)
     pace = open_pace()
-    stream = Stream(call, params, ARIA, lambda: 0.25, pace, as_notifications=as_notifications)
+    stream = Stream(call, 50, ARIA, lambda: 0.25, pace, as_notifications=as_notifications)
     return Played(stream, request, reader, pace)
 
 
@@ -71,6 +69,7 @@ def answer(text: str, finish_reason: FinishReason = "stop") -> TurnAnswer:
         response_type="llm",
         conversation_id="c",
         turn_id=7,
+        parent_id=6,
         finish_reason=finish_reason,
         model="m:1",
         tokens_used=3,
@@ -87,7 +86,7 @@ def answer(text: str, finish_reason: FinishReason = "stop") -> TurnAnswer:
 async def test_each_step_is_an_event_of_one_stream(as_notifications: bool, autojump_clock: MockClock) -> None:
     played = play(id="r", as_notifications=as_notifications)
     stream = played.stream
-    stream.started()
+    stream.started("Hello")
     for position in (2, 1):
         stream.queued(position)
     for text in ("Wéll", " met"):
@@ -120,7 +119,7 @@ async def test_each_step_is_an_event_of_one_stream(as_notifications: bool, autoj
 def test_two_streams_are_told_apart() -> None:
     first, second = play(), play()
     for played in (first, second):
-        played.stream.started()
+        played.stream.started("Hello")
     assert first.request.stream_id != second.request.stream_id
 
 
@@ -151,7 +150,7 @@ async def paced() -> AsyncIterator[Paced]:
     played = play(subscriber=watch)
     async with trio.open_nursery() as nursery:
         await nursery.start(played.pace.run)
-        played.stream.started()
+        played.stream.started("Hello")
         yield Paced(played.stream, watch.chunks)
         nursery.cancel_scope.cancel()
 
@@ -213,7 +212,7 @@ async def test_a_client_that_falls_behind_gets_fewer_chunks_and_the_whole_text(
 ) -> None:
     outbox = Outbox(max_messages=6, max_bytes=10**6)
     played = play(subscriber=outbox)
-    played.stream.started()
+    played.stream.started("Hello")
     words = [f"word{number} " for number in range(20)]
     for word in words[:12]:
         played.stream.delta(word)
@@ -238,7 +237,7 @@ async def test_a_client_that_falls_behind_gets_fewer_chunks_and_the_whole_text(
 @pytest.mark.parametrize("finish_reason", ["stop", "length"])
 async def test_completion_carries_the_whole_turn(finish_reason: FinishReason) -> None:
     played = play(as_notifications=True)
-    played.stream.started()
+    played.stream.started("Hello")
     played.stream.delta("Well met.")
     played.stream.finished(answer("Well met.", finish_reason))
     event = played.reader.frames[-1]["params"]
@@ -254,6 +253,7 @@ async def test_completion_carries_the_whole_turn(finish_reason: FinishReason) ->
         "persona_name": "Aria",
         "conversation_id": "c",
         "turn_id": 7,
+        "parent_id": 6,
         "finish_reason": finish_reason,
         "response_type": "llm",
         "model": "m:1",
@@ -273,7 +273,7 @@ async def test_completion_carries_the_whole_turn(finish_reason: FinishReason) ->
 )
 def test_a_cancelled_stream_says_by_whom_and_how_far_it_came(error: PersonaError, reason: str) -> None:
     played = play(as_notifications=True)
-    played.stream.started()
+    played.stream.started("Hello")
     played.stream.failed(error)
     event = played.reader.frames[-1]["params"]
     assert event["event_type"] == "stream_cancelled"
@@ -288,7 +288,7 @@ def test_a_stream_cancelled_before_its_first_token_has_no_turn() -> None:
 @pytest.mark.parametrize("error", [LLMUnavailable("gone", retry_after_s=5), DeadlineExceeded("late")])
 def test_a_failed_stream_carries_the_error(error: PersonaError) -> None:
     played = play(as_notifications=True)
-    played.stream.started()
+    played.stream.started("Hello")
     played.stream.failed(error)
     event = played.reader.frames[-1]["params"]
     assert event["event_type"] == "stream_error"
@@ -309,11 +309,11 @@ def test_what_never_began_has_no_end() -> None:
 
 def test_without_an_id_there_is_nothing_to_answer_under() -> None:
     played = play(id=None)
-    played.stream.started()
+    played.stream.started("Hello")
     played.stream.queued(1)
     played.stream.delta("Well")
     played.stream.finished(answer("Well"))
     assert played.reader.frames == []
     asked = play(id=None, as_notifications=True)
-    asked.stream.started()
+    asked.stream.started("Hello")
     assert asked.reader.frames[0]["method"] == "stream.event"

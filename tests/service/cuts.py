@@ -8,8 +8,8 @@ import attrs
 import trio
 
 from persona.errors import DeadlineExceeded, LLMUnavailable, PersonaError, RequestCancelled, ShuttingDown
-from persona.service.chat import TurnAnswer
 from persona.service.sessions import RunningRequest
+from persona.service.turn import TurnAnswer
 from tests.service.stage import Stage, Watcher
 
 
@@ -33,7 +33,7 @@ CUTS = {
 
 
 async def take_and_cut(
-    stage: Stage, how: str, conversation_id: str, *, mute: bool, client_msg_id: str | None = None
+    stage: Stage, how: str, conversation_id: str, *, mute: bool, line: str | None = "Hello", **turn: Any
 ) -> PersonaError | None:
     """Take a turn that is cut after 2.5 s, in the middle of " met" and "." unless `mute`."""
     running = RunningRequest(
@@ -49,7 +49,7 @@ async def take_and_cut(
 
     async def talk() -> None:
         try:
-            await stage.say("Hello", conversation_id, running=running, client_msg_id=client_msg_id)
+            await stage.say(line, conversation_id, running=running, **turn)
         except PersonaError as exc:
             errors.append(exc)
 

@@ -12,12 +12,13 @@ from persona.llm.backend import Completed, Delta, Event, GenerateOptions, Messag
 from persona.metrics import Metrics
 from persona.model import Persona, Turn
 from persona.service.background import Background
-from persona.service.chat import Chat, TurnAnswer, TurnRequest
+from persona.service.chat import Chat
 from persona.service.conversations import Conversations
 from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import Identity, RunningRequest, Session, Sessions
-from persona.storage import store
+from persona.service.turn import TurnAnswer, TurnRequest
+from persona.storage import turns
 from persona.storage.pool import Database, open_database
 from persona.testing import EPOCH
 
@@ -112,7 +113,7 @@ class Watcher:
 
     told: list[Any] = attrs.field(factory=list)
 
-    def started(self) -> None:
+    def started(self, line: str) -> None:
         self.told.append("started")
 
     def queued(self, position: int) -> None:
@@ -141,6 +142,8 @@ class Stage:
     chat: Chat
     changes: list[tuple[str, str]]
     """What `on_change` was told: what happened, and the persona's name."""
+    deletions: list[tuple[str, frozenset[int] | None]]
+    """What `on_deleted` was told."""
     sessions: Sessions = attrs.field(factory=Sessions)
 
     @property
@@ -159,15 +162,17 @@ class Stage:
 
     async def say(
         self,
-        line: str,
+        line: str | None,
         conversation_id: str,
         *,
+        instead_of: int | None = None,
         running: RunningRequest | None = None,
         watcher: Watcher | None = None,
         party: str = "p",
         max_tokens: int = 100,
         client_msg_id: str | None = None,
         persona: Persona | None = None,
+        **options: Any,
     ) -> TurnAnswer:
         """Take a turn with Aria."""
         request = TurnRequest(
@@ -176,16 +181,21 @@ class Stage:
             user="anonymous",
             party=party,
             line=line,
-            options=GenerateOptions(max_tokens=max_tokens),
+            instead_of=instead_of,
+            options=GenerateOptions(max_tokens=max_tokens, **options),
             client_msg_id=client_msg_id,
         )
         running = running or RunningRequest(id=1, method="m")
         return await self.chat.turn(request, running, watcher or Watcher())
 
     async def turns(self, conversation_id: str) -> list[Turn]:
-        """What is stored of a conversation."""
-        turns, _ = await self.database.read(lambda conn: store.recent_turns(conn, conversation_id, 200))
-        return turns
+        """The current branch of a conversation."""
+        page = await self.database.read(lambda conn: turns.recent_turns(conn, conversation_id, 200))
+        return [turn for turn, _ in page.turns]
+
+    async def lines(self, conversation_id: str) -> list[str]:
+        """What was said on the current branch."""
+        return [turn.content for turn in await self.turns(conversation_id)]
 
 
 @asynccontextmanager
@@ -221,15 +231,22 @@ async def open_stage(
             first_token_timeout_s=first_token_timeout_s,
             now=now,
         )
+        deletions: list[tuple[str, frozenset[int] | None]] = []
+
+        def on_deleted(conversation_id: str, turn_ids: frozenset[int] | None) -> None:
+            deletions.append((conversation_id, turn_ids))
+            chat.end_turns(conversation_id, turn_ids)
+
         yield Stage(
             database=database,
             disk=disk,
             model=model,
             metrics=metrics,
             personas=personas,
-            conversations=Conversations(disk, now=now),
+            conversations=Conversations(disk, now=now, on_deleted=on_deleted),
             scheduler=scheduler,
             background=background,
             chat=chat,
             changes=changes,
+            deletions=deletions,
         )

@@ -24,8 +24,8 @@ from persona.errors import (
 from persona.llm.backend import Completed
 from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, estimate_tokens
 from persona.service import chat as chat_module
-from persona.service.chat import TurnAnswer
 from persona.service.sessions import Place, RunningRequest
+from persona.service.turn import TurnAnswer
 from persona.storage.pool import SHIELDED_WRITE_TIMEOUT_S
 from tests.service.cuts import CUTS, cut_at_step, take_and_cut
 from tests.service.stage import Watcher, open_stage
@@ -44,10 +44,12 @@ async def test_a_turn_is_answered_once_both_lines_are_stored_in_one_write(autoju
         assert watcher.told == ["started", "Well", " met", "."]
         (line, reply) = await stage.turns(conversation_id)
         assert said([line, reply]) == [("user", "Hello"), ("assistant", "Well met.")]
-        assert (line.client_msg_id, line.finish_reason) == ("m1", None)
+        assert (line.client_msg_id, line.finish_reason) == (None, None)
+        assert reply.client_msg_id == "m1"
         assert reply.parent_id == line.id
         assert reply.created_at - line.created_at == pytest.approx(3)
         assert (answer.turn_id, answer.text, answer.finish_reason) == (reply.id, "Well met.", "stop")
+        assert answer.parent_id == line.id
         assert (answer.model, answer.response_type) == ("played:1", "llm")
         assert answer.time_to_first_token_s == pytest.approx(1)
         assert answer.processing_time_s == pytest.approx(3)
@@ -231,7 +233,8 @@ async def test_what_is_gone_when_the_answer_comes_is_said(
             nursery.start_soon(delete)
         with pytest.raises(error):
             await stage.say("Hello", conversation_id if whom == "persona" else "nowhere", persona=aria)
-        assert trio.current_time() == 3
+        # A conversation that is not there is no reason to ask the model.
+        assert trio.current_time() == (3 if whom == "persona" else 0)
 
 
 # `client_msg_id`
@@ -260,12 +263,15 @@ async def test_a_line_whose_answer_was_cut_is_answered_anew(how: str, autojump_c
         stage.model.script = ("Well met, again.",)
         answer = await stage.say("Hello", conversation_id, client_msg_id="m1")
         assert (answer.text, answer.finish_reason) == ("Well met, again.", "stop")
-        # Nothing is lost, and from now on the whole answer is the one to be given.
-        kept = [("user", "Hello"), ("assistant", "Well met")]
-        turns = await stage.turns(conversation_id)
-        assert said(turns) == [*kept, ("user", "Hello"), ("assistant", "Well met, again.")]
-        assert [turn.client_msg_id for turn in turns] == [None, None, "m1", None]
+        # It is a sibling of the one that was cut, and from now on the one to be given.
+        page = await stage.conversations.history(conversation_id, limit=9, before=None)
+        (line, _), (whole, siblings) = page.turns
+        assert said([line, whole]) == [("user", "Hello"), ("assistant", "Well met, again.")]
+        assert (siblings.index, siblings.count) == (2, 2)
         assert await stage.say("Hello", conversation_id, client_msg_id="m1") == answer
+        assert siblings.previous_id is not None
+        await stage.conversations.select(conversation_id, siblings.previous_id)
+        assert await stage.lines(conversation_id) == ["Hello", "Well met"]
         assert len(stage.model.asked) == 2
 
 

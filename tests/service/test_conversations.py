@@ -104,9 +104,9 @@ async def test_history_comes_in_pages_from_the_end(autojump_clock: MockClock) ->
             await stage.say(f"line {number}", conversation_id)
         seen, before, more = [], None, True
         while more:
-            page, more = await stage.conversations.history(conversation_id, limit=4, before=before)
-            seen[:0] = [turn.id for turn in page]
-            before = page[0].id
+            page = await stage.conversations.history(conversation_id, limit=4, before=before)
+            seen[:0] = [turn.id for turn, _ in page.turns]
+            before, more = seen[0], page.has_more
         assert seen == [turn.id for turn in await stage.turns(conversation_id)]
         assert len(seen) == 6
 
@@ -195,7 +195,7 @@ async def test_a_page_of_long_turns_has_fewer(
             await stage.say(line, conversation_id)
         pages, before = [], None
         while before is not None or not pages:
-            turns, has_more = await stage.conversations.history(conversation_id, limit=200, before=before)
-            pages.append([turn.content[:1] for turn in turns])
-            before = turns[0].id if has_more else None
+            page = await stage.conversations.history(conversation_id, limit=200, before=before)
+            pages.append([turn.content[:1] for turn, _ in page.turns])
+            before = page.turns[0][0].id if page.has_more else None
         assert pages == [["0", "5", "0"], ["x"], ["2", "0", "3", "0"], ["1", "0"]]

@@ -7,9 +7,9 @@ from pathlib import Path
 import attrs
 import pytest
 
-from persona.errors import Conflict, InvalidParams, NotFound, PersonaNotFound
-from persona.model import Conversation, InteractionState, NewTurn, Persona, Priority, Turn
-from persona.storage import schema, store
+from persona.errors import Conflict, InvalidParams, PersonaNotFound
+from persona.model import Conversation, InteractionState, NewTurn, Persona, Priority
+from persona.storage import schema, store, turns
 from persona.storage.seed import ARIA_ID, KIRA_ID
 
 
@@ -127,7 +127,7 @@ def test_a_name_is_taken_whatever_its_case(conn: sqlite3.Connection) -> None:
 def test_deleting_a_persona_deletes_everything_of_it(conn: sqlite3.Connection) -> None:
     for persona_id, id_ in ((ARIA_ID, "a"), (KIRA_ID, "k")):
         store.create_conversation(conn, conversation(id_, persona_id=persona_id))
-        store.append_turns(conn, id_, [line("hello"), answer("hi")])
+        turns.append_turns(conn, id_, [line("hello"), answer("hi")])
         store.save_state(
             conn,
             InteractionState(persona_id=persona_id, as_of=1, social_energy=2, available_time_s=3),
@@ -180,6 +180,17 @@ def test_a_conversation_comes_back_as_it_was(conn: sqlite3.Connection) -> None:
     assert store.get_conversation(conn, "c2") is None
 
 
+def test_deleting_a_conversation_deletes_its_turns_and_no_others(conn: sqlite3.Connection) -> None:
+    for id_ in ("c1", "c2"):
+        store.create_conversation(conn, conversation(id_))
+        turns.append_turns(conn, id_, [line("hello"), answer("hi")])
+    assert store.delete_conversation(conn, "c1") == 2
+    assert store.delete_conversation(conn, "c1") is None
+    assert store.get_conversation(conn, "c1") is None
+    assert store.get_conversation(conn, "c2") is not None
+    assert count(conn, "turns") == 2
+
+
 def test_a_conversation_needs_its_persona(conn: sqlite3.Connection) -> None:
     with pytest.raises(PersonaNotFound):
         store.create_conversation(conn, conversation(persona_id="gone"))
@@ -197,7 +208,7 @@ def test_the_latest_conversation_is_the_one_last_spoken_in(conn: sqlite3.Connect
     latest = store.latest_conversation(conn, "ann", ARIA_ID)
     assert latest is not None
     assert latest.id == "new"
-    store.append_turns(conn, "old", [line("again", 13.0)])
+    turns.append_turns(conn, "old", [line("again", 13.0)])
     latest = store.latest_conversation(conn, "ann", ARIA_ID)
     assert latest == conversation("old", updated_at=13.0, turn_count=1)
 
@@ -268,113 +279,9 @@ def test_a_personas_turns_are_counted(conn: sqlite3.Connection) -> None:
     assert store.persona_turn_stats(conn, ARIA_ID) == (0, 1, None)
     store.create_conversation(conn, conversation("a"))
     store.create_conversation(conn, conversation("k", persona_id=KIRA_ID))
-    store.append_turns(conn, "a", [line("1"), answer("2"), line("3", 30.0)])
-    store.append_turns(conn, "k", [line("4", 40.0)])
+    turns.append_turns(conn, "a", [line("1"), answer("2"), line("3", 30.0)])
+    turns.append_turns(conn, "k", [line("4", 40.0)])
     assert store.persona_turn_stats(conn, ARIA_ID) == (3, 2, 30.0)
-
-
-# Turns
-
-
-def test_turns_follow_each_other(conn: sqlite3.Connection) -> None:
-    store.create_conversation(conn, conversation("c1"))
-    store.create_conversation(conn, conversation("c2"))
-    details = {"model": "m", "deep": [1, {"a": None}]}
-    first = store.append_turns(
-        conn,
-        "c1",
-        [
-            line("hello", client_msg_id="m1"),
-            answer("hi \x00 'there'", tokens_used=3, finish_reason="stop", details=details),
-        ],
-    )
-    store.append_turns(conn, "c2", [line("elsewhere")])
-    second = store.append_turns(conn, "c1", [line("more", 30.0)])
-    assert [turn.parent_id for turn in first + second] == [None, first[0].id, first[1].id]
-    assert first[0].id < first[1].id < second[0].id
-    assert first[1] == Turn(
-        id=first[1].id,
-        conversation_id="c1",
-        parent_id=first[0].id,
-        role="assistant",
-        speaker_id=ARIA_ID,
-        content="hi \x00 'there'",
-        created_at=21.0,
-        tokens_used=3,
-        finish_reason="stop",
-        client_msg_id=None,
-        details=details,
-    )
-    assert store.recent_turns(conn, "c1", 20) == (first + second, False)
-    updated = store.get_conversation(conn, "c1")
-    assert updated == conversation("c1", updated_at=30.0, turn_count=3)
-
-
-def test_a_clock_that_steps_back_does_not_age_a_conversation(conn: sqlite3.Connection) -> None:
-    store.create_conversation(conn, conversation(updated_at=100.0))
-    store.append_turns(conn, "c1", [line("hello", 50.0)])
-    updated = store.get_conversation(conn, "c1")
-    assert updated is not None
-    assert updated.updated_at == 100.0
-
-
-def test_no_turns_are_no_change(conn: sqlite3.Connection) -> None:
-    store.create_conversation(conn, conversation())
-    assert store.append_turns(conn, "c1", []) == []
-    assert store.get_conversation(conn, "c1") == conversation()
-
-
-def test_turns_need_their_conversation(conn: sqlite3.Connection) -> None:
-    with pytest.raises(NotFound):
-        store.append_turns(conn, "gone", [line("hello")])
-    assert count(conn, "turns") == 0
-
-
-def test_a_turn_id_is_never_given_twice(conn: sqlite3.Connection) -> None:
-    store.create_conversation(conn, conversation("c1"))
-    (last,) = store.append_turns(conn, "c1", [line("hello")])
-    conn.execute("DELETE FROM turns")
-    (next_,) = store.append_turns(conn, "c1", [line("hello")])
-    assert next_.id > last.id
-
-
-def test_recent_turns_page_backwards(conn: sqlite3.Connection) -> None:
-    store.create_conversation(conn, conversation("c1"))
-    store.create_conversation(conn, conversation("c2"))
-    turns: list[Turn] = []
-    for n in range(10):
-        turns += store.append_turns(conn, "c1", [line(str(n))])
-        store.append_turns(conn, "c2", [line("elsewhere")])
-    assert store.recent_turns(conn, "c1", 4) == (turns[6:], True)
-    assert store.recent_turns(conn, "c1", 4, turns[6].id) == (turns[2:6], True)
-    assert store.recent_turns(conn, "c1", 2, turns[2].id) == (turns[:2], False)
-    assert store.recent_turns(conn, "c1", 10) == (turns, False)
-    assert store.recent_turns(conn, "c1", 4, 1) == ([], False)
-    assert store.recent_turns(conn, "gone", 4) == ([], False)
-
-
-def test_a_client_msg_id_finds_line_and_answer(conn: sqlite3.Connection) -> None:
-    for id_ in ("c1", "c2"):
-        store.create_conversation(conn, conversation(id_))
-        store.append_turns(conn, id_, [line("before"), answer("yes")])
-    said, answered = store.append_turns(conn, "c1", [line("hello", client_msg_id="m"), answer("hi")])
-    store.append_turns(conn, "c1", [line("after"), answer("not this one")])
-    assert store.turn_by_client_msg_id(conn, "c1", "m") == (said, answered)
-    assert store.turn_by_client_msg_id(conn, "c2", "m") is None
-    assert store.turn_by_client_msg_id(conn, "c1", "n") is None
-    # The same id may be used in another conversation. A line may have no answer yet.
-    (alone,) = store.append_turns(conn, "c2", [line("hello", client_msg_id="m")])
-    assert store.turn_by_client_msg_id(conn, "c2", "m") == (alone, None)
-    store.append_turns(conn, "c2", [line("another line"), answer("to the other line")])
-    assert store.turn_by_client_msg_id(conn, "c2", "m") == (alone, None)
-
-
-def test_a_client_msg_id_is_used_once(conn: sqlite3.Connection) -> None:
-    store.create_conversation(conn, conversation())
-    store.append_turns(conn, "c1", [line("hello", client_msg_id="m")])
-    with pytest.raises(Conflict) as caught:
-        store.append_turns(conn, "c1", [line("other", client_msg_id="m")])
-    assert caught.value.field == "client_msg_id"
 
 
 # Plans
@@ -390,14 +297,9 @@ HOT = {
         "LIST_BY_USER",
         "LIST_BY_USER_AND_PERSONA",
         "LIST_BY_IDS",
+        "DELETE_CONVERSATION",
         "COUNT_CONVERSATIONS_SINCE",
         "PERSONA_TURN_STATS",
-        "EXTEND_CONVERSATION",
-        "INSERT_TURN",
-        "SUPERSEDE_TURN",
-        "RECENT_TURNS",
-        "TURN_BY_CLIENT_MSG_ID",
-        "ANSWER_TO_TURN",
     )
 }
 COLD = {"LIST_PERSONAS", "LOAD_STATES", "COUNT_CONVERSATIONS", "INSERT_PERSONA", "DELETE_PERSONA"}
@@ -439,8 +341,6 @@ def test_pages_are_found_by_their_place_in_the_index(conn: sqlite3.Connection) -
     for query in (store.LIST_BY_USER, store.LIST_BY_USER_AND_PERSONA):
         (step,) = plan(conn, query)
         assert "updated_at" in step
-    (step,) = plan(conn, store.RECENT_TURNS)
-    assert "conversation_id=? AND id<?" in step
     for step in plan(conn, store.LIST_BY_IDS):
         assert "conversations_user" not in step
 

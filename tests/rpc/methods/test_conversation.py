@@ -18,6 +18,12 @@ async def test_history_is_what_was_said_with_the_current_persona(autojump_clock:
         history = await asking.ask("conversation.history")
         assert history["conversation_id"] == switched["conversation_id"]
         assert (history["has_more"], history["next_before"]) == (False, None)
+        alone = {
+            "sibling_index": 1,
+            "sibling_count": 1,
+            "previous_sibling_id": None,
+            "next_sibling_id": None,
+        }
         assert history["turns"] == [
             {
                 "id": answer["turn_id"] - 1,
@@ -27,6 +33,8 @@ async def test_history_is_what_was_said_with_the_current_persona(autojump_clock:
                 "created_at": isoformat(EPOCH),
                 "tokens_used": 0,
                 "finish_reason": None,
+                "parent_id": None,
+                **alone,
             },
             {
                 "id": answer["turn_id"],
@@ -36,8 +44,11 @@ async def test_history_is_what_was_said_with_the_current_persona(autojump_clock:
                 "created_at": isoformat(EPOCH + trio.current_time()),
                 "tokens_used": answer["tokens_used"],
                 "finish_reason": "stop",
+                "parent_id": answer["turn_id"] - 1,
+                **alone,
             },
         ]
+        assert history["current_turn_id"] == answer["turn_id"]
 
 
 async def test_history_can_be_asked_for_by_persona_or_by_conversation(autojump_clock: MockClock) -> None:
@@ -125,7 +136,8 @@ async def test_reading_a_history_starts_no_conversation(autojump_clock: MockCloc
         asking = await party.join()
         for _ in range(2):
             history = await asking.ask("conversation.history", persona_id="kira")
-            assert history == {"conversation_id": None, "turns": [], "has_more": False, "next_before": None}
+            nothing = dict.fromkeys(("conversation_id", "next_before", "current_turn_id"))
+            assert history == {**nothing, "turns": [], "has_more": False}
         assert (await asking.ask("conversation.list"))["conversations"] == []
         status = await asking.ask("persona.status", persona_id="kira")
         assert status["memory_stats"]["total_conversations"] == 0

@@ -1,0 +1,446 @@
+"""The tree as turns make it: siblings beside what was said, and whoever repeats gets what was stored."""
+
+import math
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from persona.errors import Conflict, InvalidParams, NotFound, PersonaError, RequestCancelled
+from persona.llm.backend import GenerateOptions
+from persona.service.sessions import RunningRequest
+from persona.service.turn import TurnAnswer, TurnRequest
+from tests.service.cuts import CUTS, take_and_cut
+from tests.service.stage import Stage, Watcher, open_stage
+
+
+async def two_turns(stage: Stage) -> tuple[str, TurnAnswer, TurnAnswer]:
+    """A conversation in which "1" and "2" were said and answered with "one" and "two"."""
+    conversation_id = await stage.begin()
+    stage.model.script = ("one",)
+    first = await stage.say("1", conversation_id)
+    stage.model.script = ("two",)
+    return conversation_id, first, await stage.say("2", conversation_id)
+
+
+def asked(stage: Stage) -> list[str]:
+    """The model's last prompt without the system message."""
+    return [message.content for message in stage.model.asked[-1][1:]]
+
+
+async def places(stage: Stage, conversation_id: str) -> list[tuple[int, int]]:
+    page = await stage.conversations.history(conversation_id, limit=200, before=None)
+    return [(siblings.index, siblings.count) for _, siblings in page.turns]
+
+
+# Another answer
+
+
+@pytest.mark.parametrize("named", ["nothing", "the answer", "the line"])
+async def test_another_answer_is_a_sibling_of_the_first(named: str, autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        conversation_id, _, second = await two_turns(stage)
+        turn_id = {"nothing": None, "the answer": second.turn_id, "the line": second.parent_id}[named]
+        stage.model.script = ("another two",)
+        watcher = Watcher()
+        writes = stage.database.statistics().writes
+        answer = await stage.say(None, conversation_id, instead_of=turn_id, watcher=watcher)
+        assert stage.database.statistics().writes == writes + 1
+        assert watcher.told == ["started", "another two"]
+        # The model is asked as for the first answer, and told nothing of it.
+        assert asked(stage) == ["1", "one", "2"]
+        assert (answer.text, answer.parent_id) == ("another two", second.parent_id)
+        assert await stage.lines(conversation_id) == ["1", "one", "2", "another two"]
+        assert await places(stage, conversation_id) == [(1, 1), (1, 1), (1, 1), (2, 2)]
+        await stage.conversations.select(conversation_id, second.turn_id)
+        assert await stage.lines(conversation_id) == ["1", "one", "2", "two"]
+
+
+async def test_another_answer_further_up_leaves_what_followed_on_a_branch_beside(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_stage() as stage:
+        conversation_id, first, _ = await two_turns(stage)
+        stage.model.script = ("another one",)
+        await stage.say(None, conversation_id, instead_of=first.turn_id)
+        assert asked(stage) == ["1"]
+        assert await stage.lines(conversation_id) == ["1", "another one"]
+        # What is said next is said there.
+        stage.model.script = ("three",)
+        await stage.say("3", conversation_id)
+        assert asked(stage) == ["1", "another one", "3"]
+        await stage.conversations.select(conversation_id, first.turn_id)
+        assert await stage.lines(conversation_id) == ["1", "one", "2", "two"]
+        await stage.say("4", conversation_id)
+        assert asked(stage) == ["1", "one", "2", "two", "4"]
+
+
+async def test_a_line_left_without_an_answer_can_be_answered_or_gone_on_from(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_stage() as stage:
+        conversation_id, _, second = await two_turns(stage)
+        await stage.conversations.delete_branch(conversation_id, second.turn_id)
+        assert await stage.lines(conversation_id) == ["1", "one", "2"]
+        stage.model.script = ("new two",)
+        await stage.say(None, conversation_id)
+        assert await stage.lines(conversation_id) == ["1", "one", "2", "new two"]
+        (*_, line, answer) = await stage.turns(conversation_id)
+        await stage.conversations.delete_branch(conversation_id, answer.id)
+        await stage.say("3", conversation_id)
+        # Many chat templates refuse two lines of a user in a row.
+        assert asked(stage) == ["1", "one", "2\n\n3"]
+        assert (await stage.turns(conversation_id))[-2].parent_id == line.id
+
+
+# A line said differently
+
+
+async def test_a_line_said_differently_is_a_sibling_with_an_answer_of_its_own(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_stage() as stage:
+        conversation_id, first, second = await two_turns(stage)
+        stage.model.script = ("zwei",)
+        answer = await stage.say("2!", conversation_id, instead_of=second.parent_id)
+        assert asked(stage) == ["1", "one", "2!"]
+        assert await stage.lines(conversation_id) == ["1", "one", "2!", "zwei"]
+        assert await places(stage, conversation_id) == [(1, 1), (1, 1), (2, 2), (1, 1)]
+        (*_, line, reply) = await stage.turns(conversation_id)
+        assert (line.parent_id, reply.parent_id, reply.id) == (first.turn_id, line.id, answer.turn_id)
+        # The very first line, too.
+        await stage.say("0", conversation_id, instead_of=first.parent_id)
+        assert asked(stage) == ["0"]
+        assert await places(stage, conversation_id) == [(2, 2), (1, 1)]
+        await stage.conversations.select(conversation_id, second.turn_id)
+        assert await stage.lines(conversation_id) == ["1", "one", "2", "two"]
+
+
+@pytest.mark.parametrize("line", [None, "x"])
+async def test_what_cannot_be_branched_from_is_refused_before_it_begins(
+    line: str | None, autojump_clock: MockClock
+) -> None:
+    async with open_stage() as stage:
+        conversation_id, first, _ = await two_turns(stage)
+        other = await stage.begin()
+        foreign = await stage.say("elsewhere", other)
+        watcher, prompts = Watcher(), len(stage.model.asked)
+        empty = await stage.begin()
+        cases: list[tuple[str, int | None, type[PersonaError], str]] = [
+            (conversation_id, foreign.turn_id, NotFound, "turn_id"),
+            (conversation_id, 999, NotFound, "turn_id"),
+            ("nowhere", first.turn_id, NotFound, "turn_id"),
+        ]
+        if line is None:
+            cases += [
+                (empty, None, NotFound, "turn_id"),
+                ("nowhere", None, NotFound, "conversation_id"),
+            ]
+        else:
+            cases.append((conversation_id, first.turn_id, InvalidParams, "turn_id"))
+        for where, turn_id, error, field in cases:
+            with pytest.raises(error) as caught:
+                await stage.say(line, where, instead_of=turn_id, watcher=watcher)
+            assert caught.value.field == field
+        assert watcher.told == []
+        assert len(stage.model.asked) == prompts
+
+
+@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("kind", ["regenerate", "edit"])
+async def test_a_branch_cut_in_the_middle_is_kept_as_any_turn(
+    how: str, kind: str, autojump_clock: MockClock
+) -> None:
+    async with open_stage(first_token_timeout_s=5.0) as stage:
+        conversation_id, _, second = await two_turns(stage)
+        line = None if kind == "regenerate" else "2!"
+        cut = {"line": line, "instead_of": second.parent_id}
+        await take_and_cut(stage, how, conversation_id, mute=True, **cut)
+        assert await stage.lines(conversation_id) == ["1", "one", "2", "two"]
+        await take_and_cut(stage, how, conversation_id, mute=False, **cut)
+        (*_, said, answer) = await stage.turns(conversation_id)
+        assert (said.content, answer.content) == (line or "2", "Well met")
+        assert answer.finish_reason == CUTS[how].finish_reason
+
+
+# Who repeats
+
+
+KINDS: dict[str, Any] = {
+    "chat": {"line": "3"},
+    "edit": {"line": "2!", "instead_of": "second line"},
+    "regenerate": {"line": None, "instead_of": "second answer"},
+    "regenerate the last": {"line": None},
+}
+
+
+def of_kind(kind: str, second: TurnAnswer) -> dict[str, Any]:
+    ids = {"second line": second.parent_id, "second answer": second.turn_id}
+    return {name: ids.get(value, value) for name, value in KINDS[kind].items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_same_request_again_gets_what_was_stored(kind: str, autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        conversation_id, _, second = await two_turns(stage)
+        asked_for = of_kind(kind, second)
+        first = await stage.say(conversation_id=conversation_id, client_msg_id="m", **asked_for)
+        stage.model.script = ("something else",)
+        prompts, watcher = len(stage.model.asked), Watcher()
+        again = await stage.say(
+            conversation_id=conversation_id, client_msg_id="m", watcher=watcher, **asked_for
+        )
+        assert again == first
+        # As one piece, and then its end: also where it is streamed.
+        assert watcher.told == ["started", first.text]
+        assert len(stage.model.asked) == prompts
+        # It is given again from whatever branch is current by then, and changes none.
+        await stage.say("elsewhere", conversation_id, instead_of=second.parent_id)
+        lines = await stage.lines(conversation_id)
+        assert (
+            await stage.say(conversation_id=conversation_id, client_msg_id="m", **asked_for)
+        ).turn_id == first.turn_id
+        assert await stage.lines(conversation_id) == lines
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_same_request_sent_while_the_first_runs_waits_for_it(
+    kind: str, autojump_clock: MockClock
+) -> None:
+    async with open_stage() as stage:
+        conversation_id, _, second = await two_turns(stage)
+        stage.model.script = (1.0, "Well", 1.0, " met")
+        answers: list[TurnAnswer] = []
+        prompts = len(stage.model.asked)
+
+        async def send() -> None:
+            answers.append(
+                await stage.say(conversation_id=conversation_id, client_msg_id="m", **of_kind(kind, second))
+            )
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(send)
+        assert answers[0] == answers[1] == answers[2]
+        assert len(stage.model.asked) == prompts + 1
+
+
+async def test_the_one_that_waits_takes_over_when_the_first_is_cut(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        conversation_id, running = await stage.begin(), RunningRequest(id=1, method="m")
+        stage.model.script = (1.0, "Well", 1.0, " met")
+        outcomes: list[Any] = []
+
+        async def send(mine: RunningRequest | None) -> None:
+            try:
+                answer = await stage.say("Hello", conversation_id, client_msg_id="m", running=mine)
+                outcomes.append(answer.text)
+            except RequestCancelled as exc:
+                outcomes.append(exc.details)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, running)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(send, None)
+            await trio.sleep(1.5)
+            running.cancel("client")
+        assert outcomes[0]["partial_response"] == "Well"
+        assert outcomes[1] == "Well met"
+        assert await stage.lines(conversation_id) == ["Hello", "Well met"]
+        assert await places(stage, conversation_id) == [(1, 1), (2, 2)]
+
+
+BODY: dict[str, Any] = {"line": "2!", "max_tokens": 100}
+OTHER_BODIES: dict[str, dict[str, Any]] = {
+    "line": {"line": "2?"},
+    "another answer": {"line": None},
+    "turn": {"instead_of": "first"},
+    "no turn": {"instead_of": None},
+    "token_budget": {"max_tokens": 101},
+    "temperature": {"temperature": 0.5},
+    "top_p": {"top_p": 0.5},
+    "stop": {"stop": ("x",)},
+    "seed": {"seed": 0},
+    "model": {"model": "played:2"},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_BODIES)
+async def test_another_body_under_the_same_id_is_a_conflict(what: str, autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        conversation_id, first, second = await two_turns(stage)
+        body = {**BODY, "instead_of": second.parent_id}
+        answer = await stage.say(conversation_id=conversation_id, client_msg_id="m", **body)
+        other = {**body, **OTHER_BODIES[what]}
+        if other["instead_of"] == "first":
+            other["instead_of"] = first.parent_id
+        with pytest.raises(Conflict) as caught:
+            await stage.say(conversation_id=conversation_id, client_msg_id="m", **other)
+        assert caught.value.field == "client_msg_id"
+        assert await stage.say(conversation_id=conversation_id, client_msg_id="m", **body) == answer
+
+
+@pytest.mark.parametrize("how", CUTS)
+async def test_another_body_is_a_conflict_also_where_the_answer_was_cut(
+    how: str, autojump_clock: MockClock
+) -> None:
+    async with open_stage(first_token_timeout_s=5.0) as stage:
+        conversation_id = await stage.begin()
+        await take_and_cut(stage, how, conversation_id, mute=False, client_msg_id="m1")
+        with pytest.raises(Conflict):
+            await stage.say("Hello", conversation_id, client_msg_id="m1", max_tokens=7)
+
+
+def test_what_a_hash_is_of_does_not_change_with_options_that_come_later() -> None:
+    request = TurnRequest(
+        persona=None,  # type: ignore[arg-type]
+        conversation_id="c",
+        user="u",
+        party="p",
+        line="Hello",
+        options=GenerateOptions(max_tokens=500),
+        client_msg_id="m",
+    )
+    # Written down in databases: of {"line":"Hello","max_tokens":500}.
+    assert request.body_hash().hex() == "ef8c975b036bf9c1818b6d84cce26761"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_cut_request_sent_again_is_answered_beside_the_part_there_was(
+    kind: str, autojump_clock: MockClock
+) -> None:
+    async with open_stage() as stage:
+        conversation_id, _, second = await two_turns(stage)
+        asked_for = of_kind(kind, second)
+        await take_and_cut(stage, "client", conversation_id, mute=False, client_msg_id="m", **asked_for)
+        stage.model.script = ("Whole",)
+        answer = await stage.say(conversation_id=conversation_id, client_msg_id="m", **asked_for)
+        lines = await stage.lines(conversation_id)
+        assert lines[-2:] == [asked_for["line"] or "2", "Whole"]
+        index = (await places(stage, conversation_id))[-1]
+        assert index == ((3, 3) if kind.startswith("regenerate") else (2, 2))
+        assert await stage.say(conversation_id=conversation_id, client_msg_id="m", **asked_for) == answer
+
+
+async def test_a_late_repeat_does_not_take_the_user_away_from_where_it_is(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        conversation_id = await stage.begin()
+        await take_and_cut(stage, "client", conversation_id, mute=False, client_msg_id="m")
+        stage.model.script = ("two",)
+        await stage.say("2", conversation_id)
+        stage.model.script = ("Whole",)
+        await stage.say("Hello", conversation_id, client_msg_id="m")
+        assert await stage.lines(conversation_id) == ["Hello", "Well met", "2", "two"]
+        assert (await places(stage, conversation_id))[1] == (1, 2)
+
+
+# Beside a turn that runs
+
+
+async def test_a_branch_chosen_while_a_turn_runs_stays_chosen(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage, trio.open_nursery() as nursery:
+        conversation_id, first, second = await two_turns(stage)
+        stage.model.script = ("another one",)
+        await stage.say(None, conversation_id, instead_of=first.turn_id)
+        stage.model.script = (1.0, "three")
+        answers: list[TurnAnswer] = []
+
+        async def talk() -> None:
+            answers.append(await stage.say("3", conversation_id))
+
+        nursery.start_soon(talk)
+        await trio.sleep(0.5)
+        await stage.conversations.select(conversation_id, second.turn_id)
+        await trio.sleep(1)
+        assert await stage.lines(conversation_id) == ["1", "one", "2", "two"]
+        # What was answered meanwhile is where it was asked.
+        await stage.conversations.select(conversation_id, answers[0].turn_id)
+        assert await stage.lines(conversation_id) == ["1", "another one", "3", "three"]
+
+
+async def test_a_branch_chosen_while_a_turn_waits_for_the_model_is_the_one_it_goes_on_from(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_stage(slots=1) as stage, trio.open_nursery() as nursery:
+        conversation_id, first, second = await two_turns(stage)
+        await stage.say(None, conversation_id, instead_of=first.turn_id)
+        stage.model.script = (1.0, "x")
+        nursery.start_soon(stage.say, "busy", await stage.begin())
+        await wait_all_tasks_blocked()
+        nursery.start_soon(stage.say, "3", conversation_id)
+        await trio.sleep(0.5)
+        await stage.conversations.select(conversation_id, second.turn_id)
+        await trio.sleep(5)
+        assert await stage.lines(conversation_id) == ["1", "one", "2", "two", "3", "x"]
+
+
+class Regenerating:
+    """A turn that ends with an error, and when."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self.error: PersonaError | None = None
+        self.ended_at = math.inf
+
+    async def run(self, conversation_id: str, turn_id: int | None) -> None:
+        try:
+            await self._stage.say(None, conversation_id, instead_of=turn_id)
+        except PersonaError as exc:
+            self.error = exc
+        self.ended_at = trio.current_time()
+
+
+@pytest.mark.parametrize("when", ["in line", "waiting", "running", "saving"])
+@pytest.mark.parametrize("what", ["conversation", "branch"])
+async def test_what_is_deleted_under_a_turn_ends_it_and_stays_deleted(
+    what: str, when: str, autojump_clock: MockClock
+) -> None:
+    async with open_stage(slots=1) as stage, trio.open_nursery() as nursery:
+        conversation_id, first, second = await two_turns(stage)
+        turn, before = Regenerating(stage), Regenerating(stage)
+        stage.model.script = (1.0, "Well", 0.5 if when == "saving" else math.inf)
+        if when == "waiting":
+            nursery.start_soon(stage.say, "busy", await stage.begin())
+        if when == "in line":
+            nursery.start_soon(before.run, conversation_id, second.turn_id)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(turn.run, conversation_id, second.turn_id)
+        await trio.sleep(1.25)
+        if when == "saving":
+            stage.disk.write_s = 2.0
+            await trio.sleep(0.5)
+            stage.disk.write_s = 0.0
+        deleted_at = trio.current_time()
+        if what == "conversation":
+            assert await stage.conversations.delete(conversation_id) == 4
+        else:
+            assert await stage.conversations.delete_branch(conversation_id, second.parent_id or 0) == (
+                2,
+                first.turn_id,
+            )
+        await trio.sleep(3)
+        for ended in (turn, before) if when == "in line" else (turn,):
+            assert isinstance(ended.error, NotFound)
+            assert ended.error.details is None
+            # At once; a write that has begun comes to its end.
+            assert ended.ended_at == (deleted_at + 1.75 if when == "saving" else deleted_at)
+        assert stage.model.running == stage.scheduler.running == (when == "waiting")
+        assert stage.scheduler.queued == 0
+        if what == "branch":
+            assert await stage.lines(conversation_id) == ["1", "one"]
+        else:
+            with pytest.raises(NotFound):
+                await stage.turns(conversation_id)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_turn_on_another_branch_is_not_ended(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage, trio.open_nursery() as nursery:
+        conversation_id, first, _ = await two_turns(stage)
+        stage.model.script = (1.0, "uno")
+        nursery.start_soon(lambda: stage.say("1!", conversation_id, instead_of=first.parent_id))
+        await trio.sleep(0.5)
+        assert await stage.conversations.delete_branch(conversation_id, first.parent_id or 0) == (4, None)
+        await trio.sleep(1)
+        assert await stage.lines(conversation_id) == ["1!", "uno"]
