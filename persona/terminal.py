@@ -8,6 +8,7 @@ from typing import TextIO
 import trio
 
 from persona.client import (
+    ChatStream,
     Client,
     ClientError,
     ConnectFailed,
@@ -20,13 +21,19 @@ from persona.client import (
 )
 from persona.client.errors import one_line
 from persona.console import Console, Interrupts, LineTooLong, printable, sendable
+from persona.rpc.results import TurnView
 
 PROMPT = "you> "
 HELP = """\
 /list          who there is
 /switch NAME   talk to somebody else
 /history       what was said so far
+/regenerate    another answer to the last line
+/edit TEXT     say the last line differently
+/previous      back to the answer before this one, where there are several
+/next          on to the answer after this one
 /new           begin a new conversation
+/delete        delete this conversation and begin a new one
 /help          this list
 /quit          leave; so do Ctrl-D, and Ctrl-C at the prompt
 Ctrl-C stops an answer. Everything else is said to the persona, each line for itself.
@@ -124,7 +131,7 @@ class _Talk:
                 await self._meet_server()
                 if self._conversation_id is None:
                     await self._client.switch(self._persona)
-                finish_reason = await self._answer(text, bare=True)
+                finish_reason = await self._answer(self._stream(text, bare=True), bare=True)
             if scope.cancelled_caught:
                 await self._console.write("\n")
                 return 1
@@ -208,7 +215,12 @@ class _Talk:
             "/list": self._list,
             "/switch": self._switch,
             "/history": self._history,
+            "/regenerate": self._regenerate,
+            "/edit": self._edit,
+            "/previous": self._previous,
+            "/next": self._next,
             "/new": self._new,
+            "/delete": self._delete,
             "/help": self._help,
         }
         name, _, argument = line.partition(" ")
@@ -219,7 +231,10 @@ class _Talk:
             await command(argument.strip())
 
     async def _say(self, line: str) -> None:
-        finish_reason = await self._answer(line, bare=False)
+        await self._hear(self._stream(line, bare=False))
+
+    async def _hear(self, stream: ChatStream) -> None:
+        finish_reason = await self._answer(stream, bare=False)
         if finish_reason != "stop":
             note = "cut off: the token budget is spent" if finish_reason == "length" else finish_reason
             await self._show(self._console.styled(f"[{_printable_line(note)}]", DIM) + "\n")
@@ -250,23 +265,77 @@ class _Talk:
         if history.has_more:
             await self._show(self._console.styled("[there is more before this]", DIM) + "\n")
         for turn in history.turns:
-            speaker = "you" if turn.role == "user" else self._persona
-            await self._show(f"{self._console.styled(speaker, BOLD)}: {printable(turn.content)}\n")
+            await self._show_turn(turn)
+
+    async def _show_turn(self, turn: TurnView) -> None:
+        speaker = self._console.styled("you" if turn.role == "user" else self._persona, BOLD)
+        place = f" [{turn.sibling_index} of {turn.sibling_count}]" if turn.sibling_count > 1 else ""
+        await self._show(f"{speaker}{self._console.styled(place, DIM)}: {printable(turn.content)}\n")
+
+    async def _regenerate(self, _argument: str) -> None:
+        await self._hear(
+            self._client.regenerate_stream(
+                conversation_id=self._conversation_id, on_queued=self._show_position
+            )
+        )
+
+    async def _edit(self, text: str) -> None:
+        if not text:
+            await self._show("! /edit needs the line as it should have been\n")
+            return
+        line = await self._last("user")
+        if line is None:
+            await self._show("! nothing was said yet\n")
+            return
+        await self._hear(
+            self._client.edit_stream(
+                line.id, text, conversation_id=self._conversation_id, on_queued=self._show_position
+            )
+        )
+
+    async def _previous(self, _argument: str) -> None:
+        answer = await self._last("assistant")
+        await self._turn_to(None if answer is None else answer.previous_sibling_id)
+
+    async def _next(self, _argument: str) -> None:
+        answer = await self._last("assistant")
+        await self._turn_to(None if answer is None else answer.next_sibling_id)
+
+    async def _turn_to(self, turn_id: int | None) -> None:
+        if turn_id is None:
+            await self._show("! there is no other answer there\n")
+            return
+        await self._client.select_branch(turn_id, conversation_id=self._conversation_id)
+        answer = await self._last("assistant")
+        if answer is not None:
+            await self._show_turn(answer)
+
+    async def _last(self, role: str) -> TurnView | None:
+        """The last turn of that role."""
+        history = await self._client.history(conversation_id=self._conversation_id, limit=2)
+        return next((turn for turn in reversed(history.turns) if turn.role == role), None)
+
+    async def _delete(self, argument: str) -> None:
+        conversation_id = (await self._client.history(conversation_id=self._conversation_id)).conversation_id
+        if conversation_id is not None:
+            await self._client.delete_conversation(conversation_id)
+            await self._show("deleted\n")
+        self._resumable = None
+        await self._new(argument)
 
     async def _help(self, _argument: str) -> None:
         await self._show(HELP)
 
-    async def _answer(self, text: str, *, bare: bool) -> str:
-        """Say `text` and show the answer as it comes; returns how it ended."""
-        has_begun = False
-
-        async def show_position(position: int) -> None:
-            if not bare:
-                await self._show_position(position)
-
-        stream = self._client.chat_stream(
-            text, conversation_id=self._conversation_id, on_queued=show_position
+    def _stream(self, text: str, *, bare: bool) -> ChatStream:
+        return self._client.chat_stream(
+            text,
+            conversation_id=self._conversation_id,
+            on_queued=None if bare else self._show_position,
         )
+
+    async def _answer(self, stream: ChatStream, *, bare: bool) -> str:
+        """Show the answer as it comes; returns how it ended."""
+        has_begun = False
         error: ClientError | None = None
         try:
             async with stream:

@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from persona.client import open_client
 from persona.console import MAX_LINE_BYTES, Console, Interrupts, LineTooLong, printable
 from persona.terminal import HELP, NO_MODEL, chat
-from tests.client.fake_server import FakeConnection, FakeServer, listening
+from tests.client.fake_server import FakeConnection, FakeServer, history_of, listening
 from tests.serving import serving
 
 Request = dict[str, Any]
@@ -304,6 +304,106 @@ async def test_history_help_and_new(desk: Desk) -> None:
     assert methods[-3:] == ["session.clear", "persona.switch", "persona.chat_stream"]
     assert desk.server.of("conversation.history")[0]["params"] == {"conversation_id": "c-7"}
     assert "conversation_id" not in desk.server.of("persona.chat_stream")[0]["params"]
+
+
+ANSWERS = ("Well met!", "Hello yourself!", "Hm?")
+
+
+def with_branches(server: FakeServer) -> None:
+    """One line with three answers, of which the second is shown."""
+    shown = 1
+
+    async def history(connection: FakeConnection, request: Request) -> None:
+        turns: list[dict[str, Any]] = [
+            {"id": 1, "role": "user", "speaker_id": "u", "content": "Hello", "parent_id": None},
+            {
+                "id": 2 + shown,
+                "role": "assistant",
+                "speaker_id": "p-aria",
+                "content": ANSWERS[shown],
+                "parent_id": 1,
+                "sibling_index": shown + 1,
+                "sibling_count": len(ANSWERS),
+                "previous_sibling_id": 1 + shown if shown else None,
+                "next_sibling_id": 3 + shown if shown + 1 < len(ANSWERS) else None,
+            },
+        ]
+        await connection.result(request, history_of(*turns))
+
+    async def select(connection: FakeConnection, request: Request) -> None:
+        nonlocal shown
+        turn_id = request["params"]["turn_id"]
+        shown = turn_id - 2
+        await connection.result(
+            request, {"conversation_id": "c-1", "turn_id": turn_id, "current_turn_id": turn_id}
+        )
+
+    server.on("conversation.history", history)
+    server.on("conversation.select", select)
+
+
+async def test_there_and_back_between_answers(desk: Desk) -> None:
+    with_branches(desk.server)
+    typed = "/history\n/next\n/next\n/previous\n/previous\n/previous\n"
+    assert await desk.chat(typed=typed, conversation_id="c-1") == 0
+    assert desk.screen.getvalue().splitlines()[-7:] == [
+        "you: Hello",
+        "Aria [2 of 3]: Hello yourself!",
+        "Aria [3 of 3]: Hm?",
+        "! there is no other answer there",
+        "Aria [2 of 3]: Hello yourself!",
+        "Aria [1 of 3]: Well met!",
+        "! there is no other answer there",
+    ]
+    for request in desk.server.of("conversation.select"):
+        assert request["params"]["conversation_id"] == "c-1"
+
+
+async def test_the_last_line_is_answered_again_or_said_differently(desk: Desk) -> None:
+    async def anew(connection: FakeConnection, request: Request) -> None:
+        await connection.answer(request, "Once ", "more.")
+
+    with_branches(desk.server)
+    desk.server.on("conversation.regenerate_stream", anew)
+    desk.server.on("conversation.edit_stream", anew)
+    typed = "/regenerate\n/edit  Hello there\n/edit\n"
+    assert await desk.chat(typed=typed, conversation_id="c-1") == 0
+    assert desk.screen.getvalue().splitlines()[-3:] == [
+        "Aria: Once more.",
+        "Aria: Once more.",
+        "! /edit needs the line as it should have been",
+    ]
+    (regenerated,) = desk.server.of("conversation.regenerate_stream")
+    assert regenerated["params"] == {"conversation_id": "c-1", "token_budget": 500}
+    (edited,) = desk.server.of("conversation.edit_stream")
+    assert edited["params"] == {**regenerated["params"], "turn_id": 1, "message": "Hello there"}
+
+
+async def test_where_nothing_was_said_there_is_nothing_to_go_back_to(desk: Desk) -> None:
+    async def nothing(connection: FakeConnection, request: Request) -> None:
+        await connection.result(request, history_of())
+
+    desk.server.on("conversation.history", nothing)
+    assert await desk.chat(typed="/edit x\n/previous\n/next\n") == 0
+    assert desk.screen.getvalue().splitlines()[-3:] == [
+        "! nothing was said yet",
+        "! there is no other answer there",
+        "! there is no other answer there",
+    ]
+
+
+async def test_a_conversation_is_deleted_and_another_begun(desk: Desk) -> None:
+    async def delete(connection: FakeConnection, request: Request) -> None:
+        deleted = {"conversation_id": "c-1", "deleted": True, "turns_deleted": 2, "current_turn_id": None}
+        await connection.result(request, deleted)
+
+    desk.server.on("conversation.delete", delete)
+    assert await desk.chat(typed="/delete\nHi\n", conversation_id="c-1") == 0
+    assert desk.server.of("conversation.delete")[0]["params"] == {"conversation_id": "c-1"}
+    methods = [message["method"] for message in desk.server.received]
+    assert methods[-4:] == ["conversation.delete", "session.clear", "persona.switch", "persona.chat_stream"]
+    assert "conversation_id" not in desk.server.of("persona.chat_stream")[0]["params"]
+    assert "deleted\n" in desk.screen.getvalue()
 
 
 async def test_errors_are_one_line_and_the_talk_goes_on(desk: Desk) -> None:

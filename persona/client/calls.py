@@ -130,7 +130,99 @@ class Client:
             "client_msg_id": client_msg_id,
             "options": options,
         }
-        return ChatStream(self._link, _given(params), on_queued)
+        return ChatStream(self._link, "persona.chat_stream", _given(params), on_queued)
+
+    async def regenerate(
+        self,
+        turn_id: int | None = None,
+        *,
+        persona_id: str | None = None,
+        conversation_id: str | None = None,
+        token_budget: int = 500,
+        client_msg_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> r.ChatAnswer:
+        """Get another answer beside the one that `turn_id` names (or to the line it names), by default
+        beside the last one. Else as `chat`."""
+        params = {
+            "turn_id": turn_id,
+            "persona_id": persona_id,
+            "conversation_id": conversation_id,
+            "token_budget": token_budget,
+            "client_msg_id": client_msg_id,
+            "options": options,
+        }
+        return await self._typed("conversation.regenerate", params, r.ChatAnswer, stop_when_cancelled=True)
+
+    def regenerate_stream(
+        self,
+        turn_id: int | None = None,
+        *,
+        persona_id: str | None = None,
+        conversation_id: str | None = None,
+        token_budget: int = 500,
+        client_msg_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        on_queued: Callable[[int], Awaitable[None]] | None = None,
+    ) -> ChatStream:
+        """As `regenerate`, as it is made; see `chat_stream`."""
+        params = {
+            "turn_id": turn_id,
+            "persona_id": persona_id,
+            "conversation_id": conversation_id,
+            "token_budget": token_budget,
+            "client_msg_id": client_msg_id,
+            "options": options,
+        }
+        return ChatStream(self._link, "conversation.regenerate_stream", _given(params), on_queued)
+
+    async def edit(
+        self,
+        turn_id: int,
+        message: str,
+        *,
+        persona_id: str | None = None,
+        conversation_id: str | None = None,
+        token_budget: int = 500,
+        client_msg_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> r.ChatAnswer:
+        """Say the line `turn_id` differently and get an answer; what was said stays on a branch beside.
+        Else as `chat`."""
+        params = {
+            "turn_id": turn_id,
+            "message": message,
+            "persona_id": persona_id,
+            "conversation_id": conversation_id,
+            "token_budget": token_budget,
+            "client_msg_id": client_msg_id,
+            "options": options,
+        }
+        return await self._typed("conversation.edit", params, r.ChatAnswer, stop_when_cancelled=True)
+
+    def edit_stream(
+        self,
+        turn_id: int,
+        message: str,
+        *,
+        persona_id: str | None = None,
+        conversation_id: str | None = None,
+        token_budget: int = 500,
+        client_msg_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        on_queued: Callable[[int], Awaitable[None]] | None = None,
+    ) -> ChatStream:
+        """As `edit`, with the answer as it is made; see `chat_stream`."""
+        params = {
+            "turn_id": turn_id,
+            "message": message,
+            "persona_id": persona_id,
+            "conversation_id": conversation_id,
+            "token_budget": token_budget,
+            "client_msg_id": client_msg_id,
+            "options": options,
+        }
+        return ChatStream(self._link, "conversation.edit_stream", _given(params), on_queued)
 
     # Conversations and the session
 
@@ -142,7 +234,8 @@ class Client:
         limit: int | None = None,
         before: int | None = None,
     ) -> r.History:
-        """The newest turns of a conversation, oldest first; by default the current one's."""
+        """The newest turns of a conversation's current branch, oldest first; by default of the current
+        conversation."""
         params = {
             "conversation_id": conversation_id,
             "persona_id": persona_id,
@@ -157,6 +250,21 @@ class Client:
         """The conversations there are, newest first."""
         params = {"persona_id": persona_id, "limit": limit, "before": before}
         return await self._typed("conversation.list", params, r.ConversationList)
+
+    async def select_branch(
+        self, turn_id: int, *, conversation_id: str | None = None, persona_id: str | None = None
+    ) -> r.BranchSelected:
+        """Make the branch through that turn the current one, down to the newest turn below it."""
+        params = {"turn_id": turn_id, "conversation_id": conversation_id, "persona_id": persona_id}
+        return await self._typed("conversation.select", params, r.BranchSelected)
+
+    async def delete_conversation(
+        self, conversation_id: str, *, turn_id: int | None = None
+    ) -> r.ConversationDeleted:
+        """Delete a conversation with all its branches; with `turn_id`, only that turn and all that follows
+        it."""
+        params = {"conversation_id": conversation_id, "turn_id": turn_id}
+        return await self._typed("conversation.delete", params, r.ConversationDeleted)
 
     async def session_info(self) -> r.SessionInfo:
         """Who the server takes this client for, and its limits.

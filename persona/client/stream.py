@@ -28,6 +28,8 @@ class StreamResult:
     finish_reason: str
     conversation_id: str | None = None
     turn_id: int | None = None
+    parent_id: int | None = None
+    """The line that was answered."""
     tokens_used: int | None = None
     processing_time: float | None = None
     time_to_first_token: float | None = None
@@ -38,7 +40,7 @@ class StreamResult:
 
 
 class ChatStream:
-    """One `persona.chat_stream`. Get it from `Client.chat_stream`.
+    """One answer as it is made. Get it from `Client.chat_stream`, `regenerate_stream` or `edit_stream`.
 
     Iterating gives the answer's deltas and ends with the answer; then `result` is set. The request
     is sent when the iteration, or the `async with` block, begins.
@@ -57,10 +59,12 @@ class ChatStream:
     def __init__(
         self,
         link: Link,
+        method: str,
         params: dict[str, Any],
         on_queued: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._link = link
+        self._method = method
         self._params = params
         self._on_queued = on_queued
         self._request_id: int | None = None
@@ -109,7 +113,7 @@ class ChatStream:
 
     async def _start(self) -> None:
         if self._request_id is None and not self._ended:
-            self._request_id = await self._link.request(self, "persona.chat_stream", self._params)
+            self._request_id = await self._link.request(self, self._method, self._params)
 
     async def _next(self) -> str:
         await self._start()
@@ -153,12 +157,12 @@ class ChatStream:
         event = message.get("result")
         data = event.get("data") if isinstance(event, dict) else None
         if not isinstance(event, dict) or not isinstance(data, dict):
-            self._end(UnexpectedAnswer("persona.chat_stream was answered with something else than events"))
+            self._end(UnexpectedAnswer(f"{self._method} was answered with something else than events"))
             return True
         try:
             self._take(event, data)
         except msgspec.ValidationError as exc:
-            self._end(UnexpectedAnswer(f"persona.chat_stream ended with an unexpected event: {exc}"))
+            self._end(UnexpectedAnswer(f"{self._method} ended with an unexpected event: {exc}"))
         self._news.set()
         return self._ended
 
