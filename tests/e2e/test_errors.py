@@ -113,6 +113,21 @@ async def test_method_not_found(wire: Wire) -> None:
         ("persona.update", {"persona_id": "aria"}, None),
         ("conversation.history", {"limit": 201}, "limit"),
         ("conversation.list", {"before": "garbage"}, "before"),
+        ("conversation.regenerate", {"turn_id": "1"}, "turn_id"),
+        ("conversation.regenerate_stream", {"turn_id": 0}, "turn_id"),
+        ("conversation.regenerate", {"message": "x"}, "message"),
+        ("conversation.edit", {"message": "x"}, "turn_id"),
+        ("conversation.edit", {"turn_id": 1}, "message"),
+        ("conversation.edit", {"turn_id": 1, "message": ""}, "message"),
+        ("conversation.edit_stream", {"turn_id": 1, "message": "x", "stream": True}, "stream"),
+        ("conversation.select", {}, "turn_id"),
+        (
+            "conversation.select",
+            {"turn_id": 1, "conversation_id": "c", "persona_id": "aria"},
+            "persona_id",
+        ),
+        ("conversation.delete", {}, "conversation_id"),
+        ("conversation.delete", {"conversation_id": "c", "turn_id": -1}, "turn_id"),
         ("stream.cancel", {}, "stream_id"),
         ("system.ping", {"pyload": 1}, "pyload"),
     ],
@@ -182,8 +197,24 @@ async def test_llm_unavailable(tmp_path: Path, serving: Serving) -> None:
 
 
 async def test_not_found(wire: Wire) -> None:
+    turn_id = (await wire.call("persona.chat", CHAT))["turn_id"]
+    other = {
+        "conversation_id": (await wire.call("persona.switch", {"persona_id": "kira"}))["conversation_id"]
+    }
     for method, params in (
         ("conversation.history", {"conversation_id": "no such"}),
+        ("conversation.history", {"before": 4711}),
+        ("conversation.regenerate", {"conversation_id": "no such"}),
+        ("conversation.regenerate", {"turn_id": 4711}),
+        # There is no line yet that could be answered again.
+        ("conversation.regenerate", other),
+        ("conversation.edit", {"turn_id": 4711, "message": "x"}),
+        # A turn of another conversation is as good as none.
+        ("conversation.regenerate_stream", {"turn_id": turn_id, **other}),
+        ("conversation.edit_stream", {"turn_id": turn_id, "message": "x", **other}),
+        ("conversation.select", {"turn_id": turn_id, **other}),
+        ("conversation.delete", {"turn_id": turn_id, **other}),
+        ("conversation.delete", {"conversation_id": "no such"}),
         ("persona.chat", {"message": "Hello", "conversation_id": "no such"}),
         ("stream.cancel", {"stream_id": "no such"}),
         ("stream.cancel", {"request_id": 4711}),

@@ -37,6 +37,7 @@ CHAT: Fields = {
     "persona_state": {"social_energy": Number, "available_time": Number, "interaction_fatigue": Number},
     "conversation_id": str,
     "turn_id": int,
+    "parent_id": int,
     "finish_reason": str,
     "model": str,
     "time_to_first_token": Number,
@@ -49,6 +50,17 @@ TURN: Fields = {
     "created_at": "time",
     "tokens_used": int,
     "finish_reason": (str, type(None)),
+    "parent_id": (int, type(None)),
+    "sibling_index": int,
+    "sibling_count": int,
+    "previous_sibling_id": (int, type(None)),
+    "next_sibling_id": (int, type(None)),
+}
+DELETED: Fields = {
+    "conversation_id": str,
+    "deleted": bool,
+    "turns_deleted": int,
+    "current_turn_id": (int, type(None)),
 }
 
 CALLS: tuple[tuple[str, dict[str, Any] | None, Fields], ...] = (
@@ -106,7 +118,15 @@ CALLS: tuple[tuple[str, dict[str, Any] | None, Fields], ...] = (
             "conversation_id": str,
         },
     ),
+    # The first two turns there are: a line, and its answer.
     ("persona.chat", {"message": "Hello"}, CHAT),
+    ("conversation.regenerate", None, CHAT),
+    ("conversation.edit", {"turn_id": 1, "message": "Hello!"}, CHAT),
+    (
+        "conversation.select",
+        {"turn_id": 2},
+        {"conversation_id": str, "turn_id": int, "current_turn_id": int},
+    ),
     (
         "persona.status",
         None,
@@ -124,7 +144,16 @@ CALLS: tuple[tuple[str, dict[str, Any] | None, Fields], ...] = (
             "memory_stats": dict,
         },
     ),
-    ("conversation.history", None, {"turns": [TURN], "has_more": bool, "next_before": (int, type(None))}),
+    (
+        "conversation.history",
+        None,
+        {
+            "turns": [TURN],
+            "has_more": bool,
+            "next_before": (int, type(None)),
+            "current_turn_id": (int, type(None)),
+        },
+    ),
     ("conversation.list", None, {"conversations": [{"id": str, "persona_id": str}]}),
     (
         "session.info",
@@ -185,6 +214,7 @@ EVENTS: dict[str, tuple[Fields, set[str]]] = {
             "persona_name": str,
             "finish_reason": str,
             "turn_id": int,
+            "parent_id": int,
         },
         {"full_response", "tokens_used", "processing_time"},
     ),
@@ -221,9 +251,17 @@ async def test_every_method_answers_with_the_given_fields(tmp_path: Path) -> Non
         for method, params, expected in CALLS:
             result = await wire.call(method, params)
             check(result, expected, method)
+        # Last, and under an id that is only known here.
+        where = (await wire.call("persona.switch", {"persona_id": "aria"}))["conversation_id"]
+        line = (await wire.call("persona.chat", {"message": "Hello"}))["parent_id"]
+        for params in ({"turn_id": line}, {}):
+            result = await wire.call("conversation.delete", {"conversation_id": where, **params})
+            check(result, DELETED, "conversation.delete")
         published = {entry["name"] for entry in (await wire.call("rpc.discover"))["methods"]}
-    # A method without a row here goes unchecked. These two have tests of their own below.
-    assert published == {method for method, _, _ in CALLS} | {"persona.chat_stream", "stream.cancel"}
+    # A method without a row here goes unchecked. These have tests of their own below, and in test_branches.
+    streams = {"persona.chat_stream", "conversation.regenerate_stream", "conversation.edit_stream"}
+    checked = {method for method, _, _ in CALLS} | {"conversation.delete"}
+    assert published == checked | streams | {"stream.cancel"}
 
 
 @pytest.mark.parametrize("style", ["chat_stream", "stream_true"])
