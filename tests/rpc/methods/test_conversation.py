@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.model import isoformat
+from persona.service.conversations import Conversations
 from persona.storage.seed import ARIA_ID
 from persona.testing import EPOCH
 from tests.rpc.methods.asking import TOKENS, Asking, open_party
@@ -296,3 +298,44 @@ async def test_a_repeat_finds_its_answer_whatever_branch_is_shown(autojump_clock
         assert error.reason == "conflict"
         turns = (await asking.ask("conversation.history"))["turns"]
         assert (turns[-1]["id"], turns[-1]["sibling_count"]) == (second["turn_id"], 2)
+
+
+@pytest.mark.parametrize("what", ["select", "delete_branch"])
+async def test_a_chat_waits_for_the_branch_that_was_chosen_before_it(
+    what: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = getattr(Conversations, what)
+
+    async def slowly(*args: Any) -> Any:
+        await trio.sleep(5)
+        return await done(*args)
+
+    monkeypatch.setattr(Conversations, what, slowly)
+    async with open_party() as party:
+        asking = await party.join()
+        first, second = await talked(asking)
+        where = {"conversation_id": first["conversation_id"]}
+        again = await asking.ask("conversation.regenerate", turn_id=first["turn_id"])
+        if what == "select":
+            await asking.client.notify("conversation.select", {"turn_id": second["turn_id"]})
+        else:
+            params = {**where, "turn_id": again["turn_id"]}
+            await asking.client.notify("conversation.delete", params)
+        await asking.ask("persona.chat", message="3")
+        assert await lines(asking) == ["1", "2", "3"]
+
+
+async def test_a_session_left_in_a_conversation_that_is_gone_finds_out_of_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_party() as party:
+        asking = await party.join()
+        first, _ = await talked(asking)
+        where = first["conversation_id"]
+        await asking.ask("conversation.delete", conversation_id=where)
+        # As if it had been taken up in the very instant in which it was deleted.
+        (session,) = party.server.server.sessions
+        session.conversations[first["persona_id"]] = where
+        error = await asking.refused("persona.chat", message="3")
+        assert (error.reason, error.field) == ("not_found", "conversation_id")
+        assert (await asking.ask("persona.chat", message="3"))["conversation_id"] != where
