@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import trio
 
+from persona.model import NewTurn
 from persona.storage import schema
+from persona.storage.turns import append_turns
 from tests.e2e.conftest import Serving
 from tests.e2e.exchanges import STYLES, Exchange, Style, llm_settings
 from tests.llm.standin import StandIn, open_standin
@@ -255,6 +257,46 @@ async def test_a_branch_is_deleted_and_the_one_beside_it_shown(tmp_path: Path) -
         gone = await wire.call("conversation.delete", {**where, "turn_id": first["parent_id"]})
         assert (gone["turns_deleted"], gone["current_turn_id"]) == (2, None)
         assert await history(wire, **where) == []
+
+
+async def test_a_conversation_of_two_thousand_turns_is_no_burden(tmp_path: Path) -> None:
+    said = [
+        NewTurn(role=role, speaker_id="s", content=f"{n} " + "x" * 300, created_at=float(n))
+        for n in range(1000)
+        for role in ("user", "assistant")
+    ]
+    file = tmp_path / "p.db"
+    async with serving(file) as server, dial(server.url) as wire:
+        where = (await wire.call("persona.switch", {"persona_id": "aria"}))["conversation_id"]
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as conn:
+        conn.execute("BEGIN IMMEDIATE")
+        first, *_ = append_turns(conn, where, said)
+        conn.execute("COMMIT")
+    async with (
+        open_standin("ollama") as standin,
+        serving(file, llm=llm_settings(standin), personas={"recovery_s": 0}) as server,
+        dial(server.url) as wire,
+    ):
+        counted(standin)
+        there = {"conversation_id": where}
+        durations = []
+        for number in range(11):
+            began = trio.current_time()
+            page = await wire.call("conversation.history", there)
+            page = await wire.call("conversation.history", {**there, "before": page["next_before"]})
+            assert len(page["turns"]) == 20
+            await wire.call("persona.chat", {"message": f"line {number}", **there})
+            await wire.call("conversation.regenerate", there)
+            durations.append(trio.current_time() - began)
+        # About 7 ms for the four, where it is idle.
+        assert sorted(durations)[5] < 0.5
+        # What the model gets are the newest.
+        assert talk_of(standin)[-1] == "line 10"
+        assert len(talk_of(standin)) < 100
+        selected = await wire.call("conversation.select", {**there, "turn_id": first.id})
+        assert selected["current_turn_id"] > first.id + 2000
+        deleted = await wire.call("conversation.delete", {**there, "turn_id": first.id})
+        assert deleted["turns_deleted"] == 2000 + 33
 
 
 async def test_a_database_of_version_1_is_taken_over(tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ class CancelAtStep(trio.abc.Instrument):
                 self._cut()
 
 
-async def cut_at_step(stage: Stage, step: int, how: str, conversation_id: str) -> tuple[bool, Any, str]:
+async def cut_at_step(
+    stage: Stage, step: int, how: str, conversation_id: str, *, line: str | None = "Me", **turn: Any
+) -> tuple[bool, Any, str]:
     """Cut a turn at one checkpoint: whether it had so many, its answer or error, what was heard."""
     watcher, running = Watcher(), RunningRequest(id=1, method="m")
     outcome: TurnAnswer | PersonaError | None = None
@@ -88,7 +90,7 @@ async def cut_at_step(stage: Stage, step: int, how: str, conversation_id: str) -
         trio.lowlevel.add_instrument(knife)
         try:
             outcome = await stage.say(
-                "Me", conversation_id, running=running, watcher=watcher, client_msg_id="me"
+                line, conversation_id, running=running, watcher=watcher, client_msg_id="me", **turn
             )
         except RequestCancelled as exc:
             outcome = exc

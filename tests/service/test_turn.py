@@ -11,7 +11,7 @@ from persona.errors import Conflict, InvalidParams, NotFound, PersonaError, Requ
 from persona.llm.backend import GenerateOptions
 from persona.service.sessions import RunningRequest
 from persona.service.turn import TurnAnswer, TurnRequest
-from tests.service.cuts import CUTS, take_and_cut
+from tests.service.cuts import CUTS, cut_at_step, take_and_cut
 from tests.service.stage import Stage, Watcher, open_stage
 
 
@@ -162,6 +162,53 @@ async def test_a_branch_cut_in_the_middle_is_kept_as_any_turn(
         (*_, said, answer) = await stage.turns(conversation_id)
         assert (said.content, answer.content) == (line or "2", "Well met")
         assert answer.finish_reason == CUTS[how].finish_reason
+
+
+@pytest.mark.parametrize("how", ["client", "disconnect"])
+@pytest.mark.parametrize("kind", ["regenerate", "edit"])
+async def test_a_cut_at_any_checkpoint_leaves_a_tree_in_order(
+    how: str, kind: str, autojump_clock: MockClock
+) -> None:
+    line = None if kind == "regenerate" else "2!"
+    step, was_cut, kept = 0, True, set()
+    while was_cut:
+        step += 1
+        async with open_stage(slots=1) as stage:
+            conversation_id, _, second = await two_turns(stage)
+            stage.model.script = (1.0, "Well", 1.0, " met.")
+            was_cut, outcome, heard = await cut_at_step(
+                stage, step, how, conversation_id, line=line, instead_of=second.parent_id
+            )
+            turns = await stage.turns(conversation_id)
+            contents = [turn.content for turn in turns]
+            assert contents == ["1", "one", "2", "two"] if not heard else ["1", "one", line or "2", heard]
+            if isinstance(outcome, TurnAnswer):
+                assert outcome.turn_id == turns[-1].id
+            assert (await stage.conversations.delete(conversation_id)) == 4 + bool(heard) * (1 + bool(line))
+            assert stage.scheduler.running == stage.scheduler.queued == stage.model.running == 0
+        kept.add(turns[-1].finish_reason if heard else None)
+    assert kept == {None, {"client": "cancelled", "disconnect": "disconnected"}[how], "stop"}
+    assert step > 10
+
+
+async def test_two_at_once_are_made_one_after_the_other(autojump_clock: MockClock) -> None:
+    async with open_stage(slots=2) as stage:
+        conversation_id, _, second = await two_turns(stage)
+        stage.model.script = (1.0, "again")
+        answers: list[TurnAnswer] = []
+
+        async def regenerate() -> None:
+            answers.append(await stage.say(None, conversation_id, instead_of=second.turn_id))
+            assert stage.model.running <= 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(regenerate)
+        page = await stage.conversations.history(conversation_id, limit=1, before=None)
+        ((turn, siblings),) = page.turns
+        assert turn.id == answers[-1].turn_id == max(answer.turn_id for answer in answers)
+        assert (siblings.index, siblings.count) == (4, 4)
+        assert asked(stage) == ["1", "one", "2"]
 
 
 # Who repeats
