@@ -48,11 +48,13 @@ from persona.rpc.stream import Pace, open_pace
 from persona.rpc.turns import TurnCalls
 from persona.service.background import Background
 from persona.service.chat import Chat
+from persona.service.context import ContextBudget
 from persona.service.conversations import Conversations
 from persona.service.hub import Hub
 from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import Sessions
+from persona.service.summaries import Summaries
 from persona.storage.pool import Database, open_database
 from persona.transport.admission import PATH, check_binding
 from persona.transport.listener import Listener
@@ -147,16 +149,26 @@ def _assemble(
     background = Background(
         queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
     )
+    scheduler = Scheduler(
+        slots=settings.llm.max_concurrency, max_queue=settings.llm.max_queue, metrics=metrics
+    )
+    budget = ContextBudget(backend, configured_tokens=settings.llm.context_tokens)
     chat = Chat(
         database=database,
         backend=backend,
         personas=personas,
-        scheduler=Scheduler(
-            slots=settings.llm.max_concurrency, max_queue=settings.llm.max_queue, metrics=metrics
-        ),
+        scheduler=scheduler,
         background=background,
+        budget=budget,
+        summaries=Summaries(
+            database=database,
+            backend=backend,
+            scheduler=scheduler,
+            background=background,
+            budget=budget,
+            now=now,
+        ),
         metrics=metrics,
-        context_tokens=settings.llm.context_tokens,
         first_token_timeout_s=settings.llm.first_token_timeout_s,
         now=now,
     )

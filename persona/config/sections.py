@@ -323,12 +323,13 @@ class LLMSettings(Section):
         "for longer hangs, and its slot is freed.",
     )
     context_tokens: int = setting(
-        4096,
+        0,
         unit="tokens",
         minimum=256,
         maximum=10_000_000,
-        reason="What small local models commonly take. A longer prompt would be cut or refused by the "
-        "model's server, which cannot know what in it matters.",
+        unset="as the model server says; 4096 where it does not",
+        reason="The server knows what it gave the model. A longer prompt would be cut or refused there, "
+        "where nobody knows what in it matters; 4096 is what small local models commonly take.",
     )
     scripted_first_token_s: float = setting(
         0.05,

@@ -4,7 +4,8 @@ Pure functions. Rules:
 
 * The persona's author speaks in the system message, users never do: what they wrote is only
   ever the content of a `user` message.
-* A turn is sent whole or not at all, and what is sent are always the newest ones.
+* A turn is sent whole or not at all, and what is sent are always the newest ones. What became of older ones
+  is told in a summary, where there is one: that is made of what users wrote, so it is theirs too.
 """
 
 import unicodedata
@@ -23,6 +24,8 @@ MESSAGE_OVERHEAD_TOKENS = 4
 """What a chat template spends on marking one message and its role."""
 MAX_SYSTEM_SHARE = 0.5
 """The most of the budget the system message may take, so that the talk itself has room."""
+MAX_SUMMARY_SHARE = 0.25
+"""The same for the summary; a longer one is left out."""
 
 # How much of what a persona's author wrote goes into the prompt, in characters and entries.
 MAX_NAME_CHARS = 80
@@ -47,6 +50,14 @@ LIKES = "You like: "
 DISLIKES = "You dislike: "
 
 
+EARLIER = "(What was said before this, in short: {})"
+SUMMARISE = (
+    "Sum up the conversation you are given, in the language it is held in and in at most 150 words: who the "
+    "user is, what was agreed, what happened, what is still open. Facts only; no greeting, no comment."
+)
+SUMMARY_BEFORE = "What was before, in short: {}"
+
+
 @attrs.frozen(kw_only=True)
 class BuiltPrompt:
     """A prompt ready for a backend. `turns_used` counts the turns of history in it; `estimated_tokens` is
@@ -55,6 +66,9 @@ class BuiltPrompt:
     messages: tuple[Message, ...]
     turns_used: int
     estimated_tokens: int
+    turns_left_out: int = 0
+    """Turns of history that had something to say and did not fit."""
+    has_summary: bool = False
 
 
 def estimate_tokens(text: str) -> int:
@@ -70,13 +84,20 @@ def estimate_tokens(text: str) -> int:
 
 
 def build_messages(
-    persona: Persona, state_words: str, history: Sequence[Turn], line: str, *, budget_tokens: int
+    persona: Persona,
+    state_words: str,
+    history: Sequence[Turn],
+    line: str,
+    *,
+    budget_tokens: int,
+    summary: str = "",
 ) -> BuiltPrompt:
     """The system message, the newest turns of `history` that fit, and `line` as a user message.
 
-    `history` is oldest first; `state_words` says how the persona feels just now;
-    `budget_tokens` is the context less what the answer may take. Turns without content are left
-    out, and so are assistant turns with no user turn before them: many chat templates refuse them.
+    `history` is oldest first, and `summary` tells of what was before it; `state_words` says how the
+    persona feels just now; `budget_tokens` is the context less what the answer may take. Turns without
+    content are left out, and so are assistant turns with nothing of the user's before them: many chat
+    templates refuse them.
     Lines in a row, where an answer is missing, become one message.
     Raises `InvalidParams` (field `message`) when there is no room for `line` at all.
     """
@@ -90,19 +111,64 @@ def build_messages(
         raise InvalidParams(
             f"The message is too long: about {estimate_tokens(line)} tokens, and {room} fit.", field="message"
         )
+    earlier = Message("user", EARLIER.format(summary))
+    has_summary = (
+        bool(summary)
+        and estimate_tokens(summary) <= summary_room(budget_tokens)
+        and spent + _cost(earlier) <= budget_tokens
+    )
+    if has_summary:
+        spent += _cost(earlier)
+    spoken = [Message(turn.role, turn.content) for turn in history if turn.content.strip()]
     chosen: list[Message] = []
-    for turn in reversed(history):
-        if not turn.content.strip():
-            continue
-        message = Message(turn.role, turn.content)
+    for message in reversed(spoken):
         if spent + _cost(message) > budget_tokens:
             break
         chosen.append(message)
         spent += _cost(message)
-    while chosen and chosen[-1].role == "assistant":
+    while chosen and chosen[-1].role == "assistant" and not has_summary:
         spent -= _cost(chosen.pop())
-    talk = _alternating((*reversed(chosen), new))
-    return BuiltPrompt(messages=(system, *talk), turns_used=len(chosen), estimated_tokens=spent)
+    before = (earlier,) if has_summary else ()
+    talk = _alternating((*before, *reversed(chosen), new))
+    return BuiltPrompt(
+        messages=(system, *talk),
+        turns_used=len(chosen),
+        estimated_tokens=spent,
+        turns_left_out=len(spoken) - len(chosen),
+        has_summary=has_summary,
+    )
+
+
+def summary_room(budget_tokens: int) -> int:
+    """How many tokens a summary may have in a prompt of so many."""
+    return int(budget_tokens * MAX_SUMMARY_SHARE)
+
+
+def cut_to_tokens(text: str, max_tokens: int) -> str:
+    """The beginning of `text` that is estimated at no more than `max_tokens`."""
+    while (tokens := estimate_tokens(text)) > max_tokens:
+        text = text[: len(text) * max_tokens // tokens]
+    return text
+
+
+def summary_messages(
+    persona_name: str, summary: str, history: Sequence[Turn], *, budget_tokens: int
+) -> tuple[tuple[Message, ...], int]:
+    """What a model is asked with for a summary of `summary` and the oldest turns of `history` that fit; and
+    how many of the turns it covers."""
+    fits = estimate_tokens(summary) <= summary_room(budget_tokens)
+    parts = [SUMMARY_BEFORE.format(summary)] if summary and fits else []
+    spent = estimate_tokens(SUMMARISE) + 2 * MESSAGE_OVERHEAD_TOKENS + sum(map(estimate_tokens, parts))
+    covered = 0
+    for turn in history:
+        speaker = _clean(persona_name, MAX_NAME_CHARS) if turn.role == "assistant" else "User"
+        text = f"{speaker}: {turn.content}"
+        spent += estimate_tokens(text) + 1
+        if spent > budget_tokens:
+            break
+        parts.append(text)
+        covered += 1
+    return (Message("system", SUMMARISE), Message("user", "\n\n".join(parts))), covered
 
 
 def _alternating(messages: Iterable[Message]) -> list[Message]:

@@ -113,6 +113,7 @@ class ChatParams(Params):
     conversation_id: ConversationId | None = None
     client_msg_id: ClientMsgId | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
+    include_context: bool = False
 
 
 class ChatOrStreamParams(ChatParams):
@@ -147,6 +148,7 @@ class RegenerateParams(Params):
     conversation_id: ConversationId | None = None
     client_msg_id: ClientMsgId | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
+    include_context: bool = False
 
 
 class RegenerateOrStreamParams(RegenerateParams):
@@ -165,6 +167,7 @@ class EditParams(Params):
     conversation_id: ConversationId | None = None
     client_msg_id: ClientMsgId | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
+    include_context: bool = False
 
 
 class EditOrStreamParams(EditParams):

@@ -149,6 +149,17 @@ class PersonaState:
 
 
 @attrs.frozen(kw_only=True, slots=False)
+class UsedContext:
+    """What the model was given of the conversation."""
+
+    turns: int
+    summary: bool
+    """Whether a summary told of the turns before."""
+    estimated_tokens: int
+    """Of the whole prompt, as this server counts."""
+
+
+@attrs.frozen(kw_only=True, slots=False)
 class ChatAnswer:
     """Answer of `persona.chat`, `conversation.regenerate` and `conversation.edit`."""
 
@@ -167,6 +178,8 @@ class ChatAnswer:
     finish_reason: str
     model: str
     time_to_first_token: float
+    context: UsedContext | None
+    """Only where `include_context` asked for it."""
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -7,7 +7,7 @@ exactly one that ends the stream.
 import math
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -32,6 +32,13 @@ Pace = TimeoutQueue["Stream"]
 """The streams that hold text back. Its `run` is a service: it lets them send it."""
 
 
+class StreamParams(Protocol):
+    """What a stream must know of what its client asked."""
+
+    token_budget: int
+    include_context: bool
+
+
 class Stream:
     """The observer of one turn. `complete` and `cancelled` give the event that ends the stream as
     the request's result; `finished` and `failed` send it as a notification."""
@@ -39,7 +46,7 @@ class Stream:
     def __init__(
         self,
         call: Call,
-        token_budget: int,
+        params: StreamParams,
         persona: Persona,
         now: Callable[[], float],
         pace: Pace,
@@ -47,7 +54,7 @@ class Stream:
         as_notifications: bool,
     ) -> None:
         self._call = call
-        self._token_budget = token_budget
+        self._params = params
         self._persona = persona
         self._now = now
         self._pace = pace
@@ -71,7 +78,7 @@ class Stream:
             "persona_id": self._persona.id,
             "persona_name": self._persona.name,
             "message": line,
-            "token_budget": self._token_budget,
+            "token_budget": self._params.token_budget,
         }
         self._send(self._event("stream_start", data, persona_id=self._persona.id))
 
@@ -132,6 +139,8 @@ class Stream:
             "continue_score": answer.continue_score,
             "persona_state": persona_state(answer),
         }
+        if self._params.include_context:
+            data["context"] = used_context(answer)
         return self._event(
             "stream_complete",
             data,
@@ -238,3 +247,8 @@ def persona_state(answer: TurnAnswer) -> r.PersonaState:
 def open_pace() -> Pace:
     """One for all streams of a server."""
     return TimeoutQueue(PACE_S, Stream.release)
+
+
+def used_context(answer: TurnAnswer) -> r.UsedContext | None:
+    """What the model was given for the turn; `None` for an answer of a version that did not keep it."""
+    return None if answer.context is None else r.UsedContext(**answer.context)

@@ -14,7 +14,7 @@ from persona.rpc import params as p
 from persona.rpc import results as r
 from persona.rpc.dispatch import Call
 from persona.rpc.methods.persona import resolve_persona
-from persona.rpc.stream import Pace, Stream, persona_state
+from persona.rpc.stream import Pace, Stream, persona_state, used_context
 from persona.service.chat import Chat
 from persona.service.conversations import Conversations
 from persona.service.personas import Personas
@@ -50,7 +50,8 @@ class TurnCalls:
         """The whole answer; with `stream`, the turn's progress as notifications before it."""
         request = await self._request(call, params, line, instead_of)
         if not stream:
-            return _chat_answer(request.persona, await self._take(call, request, _Silent()))
+            answer = await self._take(call, request, _Silent())
+            return _chat_answer(request.persona, answer, params)
         events = self._stream(call, params, request.persona, as_notifications=True)
         try:
             answer = await self._take(call, request, events)
@@ -58,7 +59,7 @@ class TurnCalls:
             events.failed(exc)
             raise
         events.finished(answer)
-        return _chat_answer(request.persona, answer)
+        return _chat_answer(request.persona, answer, params)
 
     async def events(
         self, call: Call, params: TurnParams, *, line: str | None, instead_of: int | None = None
@@ -80,9 +81,7 @@ class TurnCalls:
         return stream.complete(answer)
 
     def _stream(self, call: Call, params: TurnParams, persona: Persona, *, as_notifications: bool) -> Stream:
-        return Stream(
-            call, params.token_budget, persona, self._now, self._pace, as_notifications=as_notifications
-        )
+        return Stream(call, params, persona, self._now, self._pace, as_notifications=as_notifications)
 
     async def _take(self, call: Call, request: TurnRequest, observer: "Stream | _Silent") -> TurnAnswer:
         try:
@@ -155,7 +154,7 @@ class _Silent:
     def delta(self, text: str) -> None: ...
 
 
-def _chat_answer(persona: Persona, answer: TurnAnswer) -> r.ChatAnswer:
+def _chat_answer(persona: Persona, answer: TurnAnswer, params: TurnParams) -> r.ChatAnswer:
     return r.ChatAnswer(
         response=answer.text,
         response_type=answer.response_type,
@@ -171,4 +170,5 @@ def _chat_answer(persona: Persona, answer: TurnAnswer) -> r.ChatAnswer:
         finish_reason=answer.finish_reason,
         model=answer.model,
         time_to_first_token=answer.time_to_first_token_s,
+        context=used_context(answer) if params.include_context else None,
     )

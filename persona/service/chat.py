@@ -30,11 +30,14 @@ from persona.metrics import Metrics
 from persona.model import InteractionState, NewTurn, Turn
 from persona.service import availability
 from persona.service.background import Background, Importance
+from persona.service.context import ContextBudget
 from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import RunningRequest
+from persona.service.summaries import Summaries
 from persona.service.turn import (
     WHOLE,
+    Context,
     Draft,
     Opening,
     TurnAnswer,
@@ -54,7 +57,7 @@ the memory or the database."""
 
 
 class Chat:
-    """Takes turns. `context_tokens` is the model's context, prompt and answer together."""
+    """Takes turns."""
 
     def __init__(
         self,
@@ -64,8 +67,9 @@ class Chat:
         personas: Personas,
         scheduler: Scheduler,
         background: Background,
+        budget: ContextBudget,
+        summaries: Summaries,
         metrics: Metrics,
-        context_tokens: int,
         first_token_timeout_s: float,
         now: Callable[[], float],
     ) -> None:
@@ -75,7 +79,8 @@ class Chat:
         self._scheduler = scheduler
         self._background = background
         self._metrics = metrics
-        self._context_tokens = context_tokens
+        self._budget = budget
+        self._summaries = summaries
         self._first_token_timeout_s = first_token_timeout_s
         self._now = now
         self._locks: dict[str, trio.StrictFIFOLock] = {}
@@ -119,13 +124,16 @@ class Chat:
         async with self._in_order(request.conversation_id, running):
             with running.interruptible():
                 opening = draft.opening = await self._opening(request)
+                draft.budget_tokens = await self._budget.prompt_tokens(
+                    request.options.model, answer_tokens=request.options.max_tokens
+                )
             if opening.stored is not None:
                 observer.started(opening.line)
                 observer.delta(opening.stored.content)
                 return TurnAnswer.stored(opening.stored)
             availability.require_available(self._personas.state(request.persona), request.persona)
             # A line that no prompt can hold is refused before it waits for the model.
-            self._prompt(request, opening, [])
+            self._prompt(request, opening, Context(history=[]), draft)
             observer.started(opening.line)
             failure = await self._attempt(request, opening, running, observer, draft)
             running.settle()
@@ -197,8 +205,9 @@ class Chat:
     ) -> None:
         async with self._scheduler.slot(request.party, observer.queued):
             # Not before: another branch may be chosen while it waits for the model.
-            history, draft.spot = await self._database.read(lambda conn: find_context(conn, request, opening))
-            prompt = self._prompt(request, opening, history)
+            context, draft.spot = await self._database.read(lambda conn: find_context(conn, request, opening))
+            prompt = self._prompt(request, opening, context, draft)
+            draft.context, draft.prompt = context, prompt
             asked_at = trio.current_time()
             # One scope for the first token and for every silence after it: a model that stalls
             # in the middle holds its slot no longer than one that never begins.
@@ -207,7 +216,7 @@ class Chat:
                     async for event in events:
                         patience.deadline = trio.current_time() + self._first_token_timeout_s
                         if isinstance(event, Completed):
-                            self._complete(draft, event)
+                            self._complete(draft, event, request.options.model)
                         elif self._take(draft, event, request, observer, asked_at):
                             break
                         # A model server may send a whole answer in one burst; its client's writer,
@@ -218,13 +227,14 @@ class Chat:
                     f"the model was silent for {self._first_token_timeout_s:g} s", retry_after_s=5.0
                 )
 
-    def _prompt(self, request: TurnRequest, opening: Opening, history: list[Turn]) -> BuiltPrompt:
+    def _prompt(self, request: TurnRequest, opening: Opening, context: Context, draft: Draft) -> BuiltPrompt:
         return build_messages(
             request.persona,
             availability.mood_words(self._personas.state(request.persona), request.persona),
-            history,
+            context.history,
             opening.line,
-            budget_tokens=max(self._context_tokens - request.options.max_tokens, self._context_tokens // 4),
+            budget_tokens=draft.budget_tokens,
+            summary=context.summary,
         )
 
     def _take(
@@ -245,8 +255,13 @@ class Chat:
         draft.model = request.options.model or self._backend.model
         return True
 
-    @staticmethod
-    def _complete(draft: Draft, event: Completed) -> None:
+    def _complete(self, draft: Draft, event: Completed, model: str | None) -> None:
+        if draft.prompt is not None:
+            self._budget.observe(
+                model,
+                estimated_tokens=draft.prompt.estimated_tokens,
+                counted_tokens=event.prompt_tokens,
+            )
         draft.finish_reason = event.finish_reason
         draft.model = event.model
         draft.tokens = event.completion_tokens
@@ -294,6 +309,9 @@ class Chat:
         self._background.submit(
             "save_state", lambda: self._personas.save_state(persona_id), Importance.NORMAL
         )
+        if draft.context is not None and draft.prompt is not None:
+            name, history = request.persona.name, draft.context.history
+            self._summaries.consider(request.conversation_id, name, history, draft.prompt)
         self._metrics.tokens.inc(tokens_used)
         if draft.finish_reason in WHOLE:
             self._metrics.turns.labels(draft.finish_reason).inc()
@@ -340,4 +358,16 @@ class Chat:
             "social_energy": round(state.social_energy, 2),
             "available_time_s": round(state.available_time_s, 2),
             "interaction_fatigue": round(state.interaction_fatigue, 2),
+            "context": _used(draft.prompt),
         }
+
+
+def _used(prompt: BuiltPrompt | None) -> dict[str, Any] | None:
+    """What of the conversation the model was given, as it is stored with the answer."""
+    if prompt is None:
+        return None
+    return {
+        "turns": prompt.turns_used,
+        "summary": prompt.has_summary,
+        "estimated_tokens": prompt.estimated_tokens,
+    }

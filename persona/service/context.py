@@ -26,8 +26,10 @@ ASK_AGAIN_UNKNOWN_AFTER_S = 5.0
 ASK_TIMEOUT_S = 1.0
 """Longer, and the turn goes on without knowing."""
 SMOOTHING = 0.3
-MIN_SCALE, MAX_SCALE = 0.5, 4.0
-"""Beyond these a count is not believed: some servers count only what they had not seen before."""
+MIN_RATIO = 0.5
+"""A count below that is no count of the whole prompt: some servers leave out what they had seen before."""
+MAX_RATIO = 4.0
+"""Nor is one far above; but that errs to the safe side, so it counts as this."""
 MIN_OBSERVED_TOKENS = 64
 """Of a shorter prompt the template around it is too large a part."""
 MAX_MODELS = 64
@@ -62,8 +64,10 @@ class ContextBudget:
         """Learn from a prompt that was estimated at so much and counted by the server."""
         if not counted_tokens or estimated_tokens < MIN_OBSERVED_TOKENS:
             return
+        ratio = min(counted_tokens / estimated_tokens, MAX_RATIO)
+        if ratio < MIN_RATIO:
+            return
         known = self._known(model)
-        ratio = min(max(counted_tokens / estimated_tokens, MIN_SCALE), MAX_SCALE)
         known.scale = ratio if known.scale is None else known.scale + SMOOTHING * (ratio - known.scale)
 
     async def _context_tokens(self, known: _Known, model: str | None) -> int:

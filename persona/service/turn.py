@@ -7,16 +7,17 @@ first). In each case what is there already stays as it is.
 
 import hashlib
 import sqlite3
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 import orjson
 
 from persona.errors import Conflict, InvalidParams, NotFound
 from persona.llm.backend import GenerateOptions
-from persona.llm.prompt import estimate_tokens
+from persona.llm.prompt import BuiltPrompt, estimate_tokens
 from persona.model import FinishReason, Persona, Turn
 from persona.storage import turns
+from persona.storage.summaries import after_summary
 from persona.storage.turns import Spot
 
 MAX_HISTORY_TURNS = 200
@@ -70,6 +71,9 @@ class TurnAnswer:
     social_energy: float
     available_time_s: float
     interaction_fatigue: float
+    context: dict[str, Any] | None = None
+    """What the model was given: `turns`, `summary`, `estimated_tokens`. Answers of earlier versions do not
+    know."""
 
     @classmethod
     def stored(cls, turn: Turn) -> "TurnAnswer":
@@ -116,11 +120,23 @@ class Opening:
     """The answer to this `client_msg_id` that was cut; the new one takes the id over."""
 
 
+@attrs.frozen(kw_only=True)
+class Context:
+    """What was said before the line, oldest first; `summary` tells of what was before that."""
+
+    history: list[Turn]
+    summary: str = ""
+
+
 @attrs.define(eq=False)
 class Draft:
     """An answer in the making."""
 
     started_at: float
+    budget_tokens: int = 0
+    """What the prompt may take."""
+    context: Context | None = None
+    prompt: BuiltPrompt | None = None
     opening: Opening | None = None
     spot: Spot | None = None
     deltas: list[str] = attrs.field(factory=list)
@@ -172,17 +188,19 @@ def find_opening(conn: sqlite3.Connection, request: TurnRequest) -> Opening:
     return Opening(line=request.line, follows=edited.parent_id)
 
 
-def find_context(conn: sqlite3.Connection, request: TurnRequest, opening: Opening) -> tuple[list[Turn], Spot]:
-    """The turns before the line, oldest first, and where the new turns go. Raises `NotFound` when the
-    conversation is gone."""
+def find_context(conn: sqlite3.Connection, request: TurnRequest, opening: Opening) -> tuple[Context, Spot]:
+    """What was said before the line, and where the new turns go. Raises `NotFound` when the conversation is
+    gone."""
     leaf_id = turns.current_leaf(conn, request.conversation_id)
     # A repeated request moves on from the answer it repeats, and not from where the user is by now.
     seen = leaf_id if opening.cut is None else opening.cut.id
+    follows = leaf_id if request.instead_of is None else opening.follows
+    last_id, parent_id = follows, follows
     if opening.question is not None:
-        history = turns.branch(conn, opening.question.parent_id, MAX_HISTORY_TURNS)
-        return history, Spot(parent_id=opening.question.id, seen_leaf_id=seen)
-    parent_id = leaf_id if request.instead_of is None else opening.follows
-    return turns.branch(conn, parent_id, MAX_HISTORY_TURNS), Spot(parent_id=parent_id, seen_leaf_id=seen)
+        last_id, parent_id = opening.question.parent_id, opening.question.id
+    summary, history = after_summary(conn, request.conversation_id, last_id, MAX_HISTORY_TURNS)
+    context = Context(history=history, summary="" if summary is None else summary.content)
+    return context, Spot(parent_id=parent_id, seen_leaf_id=seen)
 
 
 def _answered_before(request: TurnRequest, answer: Turn, question: Turn) -> Opening:

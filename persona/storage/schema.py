@@ -144,7 +144,22 @@ def _make_trees(db: "Database") -> None:
     db.execute("DROP INDEX turns_conversation")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_create_tables, _make_trees)
+_SUMMARIES = """
+    CREATE TABLE summaries (
+        turn_id INTEGER PRIMARY KEY REFERENCES turns (id) ON DELETE CASCADE,
+        conversation_id TEXT NOT NULL,
+        content TEXT NOT NULL,
+        created_at REAL NOT NULL
+    ) STRICT
+"""
+
+
+def _add_summaries(db: "Database") -> None:
+    db.execute(_SUMMARIES)
+    db.table("summaries").create_index(["conversation_id", "turn_id"], index_name="summaries_conversation")
+
+
+MIGRATIONS: tuple[Migration, ...] = (_create_tables, _make_trees, _add_summaries)
 
 
 def check(conn: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS)) -> int:

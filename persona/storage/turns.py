@@ -172,7 +172,7 @@ def append_turns(
             raise Conflict("this client_msg_id was used before", field="client_msg_id") from exc
         raise
     # Compared and set in one transaction, so that of two writers one comes second.
-    if leaf_id == spot.seen_leaf_id or _is_on_branch(conn, leaf_id, spot.parent_id):
+    if leaf_id == spot.seen_leaf_id or is_on_branch(conn, leaf_id, spot.parent_id):
         leaf_id = parent_id
     values = (turns[-1].created_at, len(turns), leaf_id, conversation_id)
     conn.execute(EXTEND_CONVERSATION, values)
@@ -251,7 +251,7 @@ def delete_branch(
     return deleted, leaf_id
 
 
-def _is_on_branch(conn: sqlite3.Connection, turn_id: int | None, leaf_id: int | None) -> bool:
+def is_on_branch(conn: sqlite3.Connection, turn_id: int | None, leaf_id: int | None) -> bool:
     """Whether the branch that ends with `leaf_id` begins with the one that ends with `turn_id`."""
     if turn_id is None:
         return True

@@ -26,8 +26,9 @@ def chat_call(style: Style, **params: Any) -> tuple[str, dict[str, Any]]:
 
 
 def llm_settings(standin: StandIn, **more: Any) -> dict[str, Any]:
-    """Settings of the section `llm` that point at a stand-in."""
-    return {"backend": standin.kind, "base_url": standin.base_url, "model": "stand-in", **more}
+    """Settings of the section `llm` that point at a stand-in, which is asked for nothing but chats."""
+    settings = {"backend": standin.kind, "base_url": standin.base_url, "model": "stand-in"}
+    return {**settings, "context_tokens": 4096, **more}
 
 
 @attrs.define

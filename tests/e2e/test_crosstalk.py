@@ -234,6 +234,9 @@ class EchoModel:
             yield Delta(word)
         yield Completed(finish_reason="stop", model=self.model, completion_tokens=len(words))
 
+    async def context_tokens(self, model: str) -> int | None:
+        return None
+
     async def models(self) -> tuple[str, ...]:
         return (self.model,)
 

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from persona.errors import InvalidParams
 from persona.llm.backend import Message
-from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, build_messages, estimate_tokens, system_text
+from persona.llm.prompt import (
+    EARLIER,
+    MESSAGE_OVERHEAD_TOKENS,
+    SUMMARY_BEFORE,
+    build_messages,
+    cut_to_tokens,
+    estimate_tokens,
+    summary_messages,
+    summary_room,
+    system_text,
+)
 from persona.model import Persona, Role, Turn
 
 ARIA = Persona(
@@ -211,3 +221,64 @@ def test_a_line_too_long_is_the_clients_mistake() -> None:
 )
 def test_estimate_tokens(text: str, tokens: int) -> None:
     assert estimate_tokens(text) == tokens
+
+
+# Summaries
+
+
+def test_a_summary_stands_before_the_oldest_turn_and_is_the_users() -> None:
+    built = build_messages(ARIA, "", talk("a", "b"), "c", budget_tokens=4000, summary="They met.")
+    assert [message.role for message in built.messages] == ["system", "user", "assistant", "user"]
+    assert built.messages[1].content == EARLIER.format("They met.") + "\n\na"
+    assert "They met." not in built.messages[0].content
+    assert (built.turns_used, built.turns_left_out, built.has_summary) == (2, 0, True)
+    without = build_messages(ARIA, "", talk("a", "b"), "c", budget_tokens=4000)
+    more = estimate_tokens(EARLIER.format("They met.")) + MESSAGE_OVERHEAD_TOKENS
+    assert built.estimated_tokens == without.estimated_tokens + more
+
+
+def test_an_answer_may_follow_a_summary() -> None:
+    built = build_messages(ARIA, "", talk("a", "b")[1:], "c", budget_tokens=4000, summary="They met.")
+    assert [message.content for message in built.messages[1:]] == [EARLIER.format("They met."), "b", "c"]
+
+
+def test_a_summary_too_long_for_its_share_is_left_out() -> None:
+    budget_tokens = 400
+    longest = "x" * (4 * summary_room(budget_tokens))
+    assert build_messages(ARIA, "", [], "c", budget_tokens=budget_tokens, summary=longest).has_summary
+    built = build_messages(ARIA, "", [], "c", budget_tokens=budget_tokens, summary=longest + "x")
+    assert not built.has_summary
+    assert longest not in "".join(message.content for message in built.messages)
+
+
+def test_what_was_left_out_is_counted() -> None:
+    history = talk(*(f"{number} " + "word " * 50 for number in range(20)))
+    built = build_messages(ARIA, "", history, "c", budget_tokens=600)
+    assert built.turns_used + built.turns_left_out == 20
+    assert 0 < built.turns_used < 20
+
+
+def test_a_request_for_a_summary_covers_the_oldest_turns_that_fit() -> None:
+    history = talk(*(f"{number} " + "word " * 50 for number in range(20)))
+    messages, covered = summary_messages("Aria", "They met.", history, budget_tokens=600)
+    assert [message.role for message in messages] == ["system", "user"]
+    assert 0 < covered < 20
+    text = messages[1].content
+    assert text.startswith(SUMMARY_BEFORE.format("They met.") + "\n\nUser: 0 word")
+    assert "Aria: 1 word" in text
+    assert f"{covered - 1} word" in text
+    assert f": {covered} word" not in text
+    assert sum(estimate_tokens(message.content) for message in messages) <= 600
+
+
+def test_a_turn_larger_than_the_model_cannot_be_summed_up() -> None:
+    assert summary_messages("Aria", "", talk("x" * 10_000), budget_tokens=600)[1] == 0
+
+
+@given(text=st.text(max_size=400), max_tokens=st.integers(0, 50))
+def test_a_text_is_cut_to_what_fits(text: str, max_tokens: int) -> None:
+    cut = cut_to_tokens(text, max_tokens)
+    assert text.startswith(cut)
+    assert estimate_tokens(cut) <= max_tokens
+    if estimate_tokens(text) <= max_tokens:
+        assert cut == text

@@ -19,6 +19,7 @@ from persona.errors import (
     ShuttingDown,
 )
 from persona.model import FinishReason, Persona
+from persona.rpc import params as p
 from persona.rpc.dispatch import Call
 from persona.rpc.stream import MAX_HELD_CHARS, PACE_S, Pace, Stream, open_pace
 from persona.service.sessions import Identity, RequestId, RunningRequest, Sessions
@@ -58,8 +59,9 @@ def play(
         request=request,
         subscriber=reader if subscriber is None else subscriber,
     )
+    params = p.ChatParams(message="Hello", token_budget=50)
     pace = open_pace()
-    stream = Stream(call, 50, ARIA, lambda: 0.25, pace, as_notifications=as_notifications)
+    stream = Stream(call, params, ARIA, lambda: 0.25, pace, as_notifications=as_notifications)
     return Played(stream, request, reader, pace)
 
 

@@ -13,10 +13,12 @@ from persona.metrics import Metrics
 from persona.model import Persona, Turn
 from persona.service.background import Background
 from persona.service.chat import Chat
+from persona.service.context import ContextBudget
 from persona.service.conversations import Conversations
 from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import Identity, RunningRequest, Session, Sessions
+from persona.service.summaries import Summaries
 from persona.service.turn import TurnAnswer, TurnRequest
 from persona.storage import turns
 from persona.storage.pool import Database, open_database
@@ -72,6 +74,9 @@ class PlayedModel:
             if isinstance(step, Completed):
                 return
         yield Completed(finish_reason="stop", model=self.model)
+
+    async def context_tokens(self, _model: str) -> int | None:
+        return None
 
     async def models(self) -> tuple[str, ...]:
         await trio.sleep(self.answers_after_s)
@@ -220,14 +225,24 @@ async def open_stage(
         await personas.load()
         scheduler = Scheduler(slots=slots, max_queue=max_queue, metrics=metrics)
         background = Background(queue_size=8, workers=1, metrics=metrics)
+        budget = ContextBudget(model, configured_tokens=context_tokens)
+        summaries = Summaries(
+            database=disk,
+            backend=model,
+            scheduler=scheduler,
+            background=background,
+            budget=budget,
+            now=now,
+        )
         chat = Chat(
             database=disk,
             backend=model,
             personas=personas,
             scheduler=scheduler,
             background=background,
+            budget=budget,
+            summaries=summaries,
             metrics=metrics,
-            context_tokens=context_tokens,
             first_token_timeout_s=first_token_timeout_s,
             now=now,
         )
