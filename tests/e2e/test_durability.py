@@ -3,127 +3,22 @@
 import contextlib
 import random
 import re
-import shutil
 import signal
 import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import trio
 from trio.testing import MockClock
 from trio_websocket import wrap_client_stream
 
-from persona.client import Client, ConnectionLost, open_client
 from persona.testing import open_server
 from tests.e2e.exchanges import begin
 from tests.e2e.process import QUICK, STREAMING, ServerProcess, server_process
+from tests.e2e.talkers import Talker, check_file, talk
 from tests.serving import Wire, dial
-
-
-def check_file(folder: Path) -> None:
-    """What the killed server left is a whole database; looked at in a copy, as recovery is its own job."""
-    copy = folder / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir()
-    for file in folder.glob("p.db*"):
-        shutil.copy(file, copy / file.name)
-    with contextlib.closing(sqlite3.connect(copy / "p.db")) as conn:
-        assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert conn.execute("PRAGMA foreign_key_check").fetchall() == []
-
-
-@attrs.frozen
-class Acknowledged:
-    client_msg_id: str
-    line: str
-    answer: str
-    turn_id: int | None
-
-
-@attrs.define
-class Talker:
-    """Somebody who keeps their own record of the conversation, whatever happens to the server."""
-
-    name: str
-    persona: str
-    conversation_id: str = ""
-    acknowledged: list[Acknowledged] = attrs.field(factory=list)
-    pending: tuple[str, str] | None = None
-    """`client_msg_id` and line of a turn whose answer never came."""
-    _count: int = 0
-
-    async def join(self, client: Client) -> None:
-        if not self.conversation_id:
-            self.conversation_id = (await client.switch(self.persona)).conversation_id
-
-    async def say(self, client: Client) -> None:
-        """One turn, by chat and by stream in turns; recorded once it is acknowledged."""
-        if self.pending is None:
-            self._count += 1
-            self.pending = (
-                f"{self.name}-{self._count}",
-                f"Line {self._count} of {self.name}. Hello!",
-            )
-        client_msg_id, line = self.pending
-        if self._count % 2:
-            answer = await self._send(client, client_msg_id, line)
-        else:
-            answer = await self._stream(client, client_msg_id, line)
-        self.acknowledged.append(answer)
-        self.pending = None
-
-    async def _send(self, client: Client, client_msg_id: str, line: str) -> Acknowledged:
-        answer = await client.chat(line, conversation_id=self.conversation_id, client_msg_id=client_msg_id)
-        return Acknowledged(client_msg_id, line, answer.response, answer.turn_id)
-
-    async def _stream(self, client: Client, client_msg_id: str, line: str) -> Acknowledged:
-        stream = client.chat_stream(line, conversation_id=self.conversation_id, client_msg_id=client_msg_id)
-        async with stream:
-            said = "".join([delta async for delta in stream])
-        assert stream.result is not None
-        assert stream.result.text == said
-        return Acknowledged(client_msg_id, line, said, stream.result.turn_id)
-
-    async def check(self, client: Client) -> None:
-        """After a restart: all that was acknowledged is there, once, and nothing but what was said."""
-        if self.pending is not None:
-            # Saved or not when the server died: sent again, it is there once in either case.
-            await self.say(client)
-        turns = await self._history(client)
-        expected = [text for turn in self.acknowledged for text in (turn.line, turn.answer)]
-        assert [turn.content for turn in turns] == expected
-        answers = [turn.id for turn in turns if turn.role == "assistant"]
-        assert answers == [turn.turn_id for turn in self.acknowledged]
-        for turn in self.acknowledged[-3:]:
-            assert await self._send(client, turn.client_msg_id, turn.line) == turn
-            assert await self._stream(client, turn.client_msg_id, turn.line) == turn
-        assert len(await self._history(client)) == len(turns)
-
-    async def _history(self, client: Client) -> list[Any]:
-        turns: list[Any] = []
-        before = None
-        while True:
-            page = await client.history(conversation_id=self.conversation_id, limit=200, before=before)
-            turns = [*page.turns, *turns]
-            if not page.has_more:
-                return turns
-            before = page.next_before
-
-
-async def talk(talker: Talker, url: str, turns: int | None) -> None:
-    """Check what is there, then say so many turns, or go on until the server is gone."""
-    try:
-        async with open_client(url) as client:
-            await talker.join(client)
-            await talker.check(client)
-            while turns is None or turns > 0:
-                await talker.say(client)
-                turns = None if turns is None else turns - 1
-    except ConnectionLost:
-        assert turns is None
 
 
 async def kill_between_turns(folder: Path, talkers: list[Talker]) -> None:
@@ -134,7 +29,7 @@ async def kill_between_turns(folder: Path, talkers: list[Talker]) -> None:
                     nursery.start_soon(talk, talker, server.url, 3)
         server.process.kill()
         assert await server.ended() == -signal.SIGKILL
-    check_file(folder)
+    check_file(folder, talkers)
 
 
 async def kill_in_the_middle(folder: Path, talkers: list[Talker], after_s: float, variables: Any) -> None:
@@ -146,15 +41,15 @@ async def kill_in_the_middle(folder: Path, talkers: list[Talker], after_s: float
                 await trio.sleep(after_s)
                 server.process.kill()
         assert await server.ended() == -signal.SIGKILL
-    check_file(folder)
+    check_file(folder, talkers)
 
 
-def four_talkers() -> list[Talker]:
-    return [Talker(name, persona) for name, persona in zip("abcd", ("aria", "kira") * 2, strict=True)]
+def some_talkers(count: int) -> list[Talker]:
+    return [Talker("abcd"[n], ("aria", "kira")[n % 2]) for n in range(count)]
 
 
 async def test_kill_9_between_turns_loses_nothing(tmp_path: Path) -> None:
-    talkers = four_talkers()
+    talkers = some_talkers(4)
     await kill_between_turns(tmp_path, talkers)
     assert all(len(talker.acknowledged) == 3 for talker in talkers)
     async with server_process(tmp_path, **QUICK) as server:
@@ -162,20 +57,32 @@ async def test_kill_9_between_turns_loses_nothing(tmp_path: Path) -> None:
             await talk(talker, server.url, 0)
 
 
-@pytest.mark.slow
-async def test_kill_9_at_any_moment_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    dice = random.Random(9)
-    talkers = four_talkers()
-    for _ in range(3):
-        # Flat out, so that it dies while it writes; then slowly, so that it dies in mid-answer.
-        await kill_in_the_middle(tmp_path, talkers, 0.3 + dice.random() * 0.3, QUICK)
-        await kill_in_the_middle(tmp_path, talkers, 0.3 + dice.random() * 0.5, STREAMING)
-        await kill_between_turns(tmp_path, talkers)
-    async with server_process(tmp_path, **QUICK) as server:
+WRITE_LOOP_ROUNDS = 5
+"""For each of four servers, which makes 20 rounds."""
+
+
+async def kill_again_and_again(folder: Path, dice: random.Random) -> None:
+    folder.mkdir()
+    talkers = some_talkers(3)
+    for number in range(WRITE_LOOP_ROUNDS):
+        before = sum(len(talker.acknowledged) for talker in talkers)
+        await kill_in_the_middle(folder, talkers, 0.3 + dice.random() * 0.3, QUICK)
+        assert sum(len(talker.acknowledged) for talker in talkers) > before, f"nothing written in {number}"
+    # And once slowly, so that it dies in mid-answer.
+    await kill_in_the_middle(folder, talkers, 0.3 + dice.random() * 0.5, STREAMING)
+    async with server_process(folder, **QUICK) as server:
         with trio.fail_after(60):
             for talker in talkers:
                 await talk(talker, server.url, 1)
-    assert sum(len(talker.acknowledged) for talker in talkers) > 60
+
+
+@pytest.mark.slow
+async def test_kill_9_in_a_write_loop_20_times_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """Each round, `check_file` finds the database whole, and every line and answer that was acknowledged
+    in it; the next round's clients find the same through the server."""
+    async with trio.open_nursery() as nursery:
+        for name in ("one", "two", "three", "four"):
+            nursery.start_soon(kill_again_and_again, tmp_path / name, random.Random(name))
 
 
 # Stopping.
