@@ -40,6 +40,14 @@ Each look takes the interpreter's lock, so not oftener."""
 
 _BROKEN = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN}
 """Codes after which nothing else that this connection says is believed."""
+_USELESS = _BROKEN | {sqlite3.SQLITE_READONLY}
+"""The same for a transaction that failed as a whole. A connection that was opened while its file could
+not be written stays read-only for ever, so it is not kept for the time after."""
+
+BUSY_RETRY_S = 1.0
+"""What a caller is told to wait while another program holds the lock: that is mostly over at once."""
+DISK_RETRY_S = 5.0
+"""The same for a full or failing disk: somebody has to make room first."""
 
 _log = structlog.get_logger()
 
@@ -154,13 +162,15 @@ class Lane(ABC):
 
     def _recover(self, exc: sqlite3.Error) -> None:
         """End the failed transaction, and part with the connection where that is not enough."""
+        # A cursor in one of them would keep the connection half open after it was closed.
+        _drop_frames(exc)
         conn = self._conn
         if conn is None:
             return
         with contextlib.suppress(sqlite3.Error):
             if conn.in_transaction:
                 conn.execute("ROLLBACK")
-            if _primary_code(exc) not in _BROKEN:
+            if _primary_code(exc) not in _USELESS:
                 return
         self._conn = None
         self.replaced += 1
@@ -170,6 +180,9 @@ class Lane(ABC):
 
 class Writer(Lane):
     """The one connection that writes, and the only one that ever runs a `wal_checkpoint`."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(lambda: self._on_firm_ground(connect()))
 
     def close(self) -> None:
         """Move the write-ahead log into the database file, then close."""
@@ -195,6 +208,25 @@ class Writer(Lane):
         execute("COMMIT")
         for call in self.begun:
             call.settled = True
+
+    def _on_firm_ground(self, conn: sqlite3.Connection) -> sqlite3.Connection:
+        """The connection; one that stands in for a broken one only once the log before it is in the
+        database file. Raises `sqlite3.Error`.
+
+        After an `fsync` that failed, Linux takes the pages for written. When no other connection is left
+        to know better, the log is read anew, from memory, with the failed commit at its end; the next
+        commit would be put behind it and acknowledged, and a power cut would find a hole before it. A
+        `wal_checkpoint` writes it all once more, and what comes then begins a new log.
+        """
+        if self.replaced:
+            try:
+                busy, *_ = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if busy:
+                    raise sqlite3.OperationalError("the log is still being read")
+            except BaseException:
+                conn.close()
+                raise
+        return conn
 
 
 class Reader(Lane):
@@ -250,11 +282,13 @@ def _memory_failure(exc: sqlite3.Error) -> MemoryFailure:
     """What a caller is told; the cause is for the log."""
     code = _primary_code(exc)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        failure = MemoryFailure("the database is busy", retry_after_s=1.0)
+        failure = MemoryFailure("the database is busy", retry_after_s=BUSY_RETRY_S)
     elif code == sqlite3.SQLITE_FULL:
-        failure = MemoryFailure("the database's disk is full")
+        failure = MemoryFailure("the database's disk is full", retry_after_s=DISK_RETRY_S)
+    elif code == sqlite3.SQLITE_READONLY:
+        failure = MemoryFailure("the database cannot be written", retry_after_s=DISK_RETRY_S)
     else:
-        failure = MemoryFailure("the database could not be read or written")
+        failure = MemoryFailure("the database could not be read or written", retry_after_s=DISK_RETRY_S)
     failure.__cause__ = exc
     return failure
 
