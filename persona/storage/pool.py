@@ -46,9 +46,10 @@ Hop = Callable[[Callable[[], T]], Awaitable[T]]
 CLOSE_TIMEOUT_S = 10.0
 """How long closing waits for accepted calls. Above `busy_timeout_s`, so that a lock held by another
 program shows as what it is."""
-SHIELDED_WRITE_TIMEOUT_S = 10.0
+SHIELDED_WRITE_TIMEOUT_S = 12.0
 """How long a write may hold up the cancellation of its caller: a stuck disk must not keep connections
-from ending. Above `busy_timeout_s`, for the same reason."""
+from ending. Above twice `busy_timeout_s`, for the same reason: who comes while one batch waits for a lock
+waits for it once more in the next."""
 
 
 @attrs.frozen(kw_only=True)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -55,10 +55,15 @@ class ServerProcess:
 
 
 @contextlib.asynccontextmanager
-async def server_process(folder: Path, **variables: str) -> AsyncIterator[ServerProcess]:
-    """`persona serve` on `folder`'s database, listening; killed at the end if it still runs."""
+async def server_process(
+    folder: Path, *, through: Sequence[str] = (), **variables: str
+) -> AsyncIterator[ServerProcess]:
+    """`persona serve` on `folder`'s database, listening; killed at the end if it still runs.
+
+    `through` is what its command begins with.
+    """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PERSONA_")}
-    command = [sys.executable, "-m", "persona", "serve", "--port", "0", "--llm", "scripted"]
+    command = [*through, sys.executable, "-m", "persona", "serve", "--port", "0", "--llm", "scripted"]
     with (folder / "server.log").open("ab") as log:
         process = await trio.lowlevel.open_process(
             [*command, "--db", str(folder / "p.db"), "--log-format", "json"],
