@@ -29,6 +29,7 @@ import structlog
 import trio
 
 from persona.errors import MemoryFailure
+from persona.storage.failures import FailureLog
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ class Lane(ABC):
         """Connections that broke."""
         self._connect = connect
         self._conn: sqlite3.Connection | None = None
-        self._failures: list[sqlite3.Error] = []
+        self._failures = FailureLog()
 
     def open(self) -> sqlite3.Connection:
         """The connection, made if there is none. Raises `sqlite3.Error`."""
@@ -104,19 +105,17 @@ class Lane(ABC):
         """Run what waits, until `MAX_BATCH_S` has passed. Raises nothing but bugs."""
         try:
             self._run(self.open())
+            self._failures.transaction_ended(failed=False)
         except sqlite3.Error as exc:
             if not self.begun:
                 self.begun.extend(iter(self._next, None))
             for call in self.begun:
                 if not call.settled:
                     call.error, call.settled = _memory_failure(exc), True
-            self._failures.append(exc)
+            self._failures.add(exc)
+            self._failures.transaction_ended(failed=True)
             self._recover(exc)
-        # Now, and not inside the transaction: writing out a traceback takes milliseconds.
-        for failure in self._failures:
-            code = getattr(failure, "sqlite_errorname", type(failure).__name__)
-            _log.error("database_failed", code=code, error=str(failure), exc_info=failure)
-        self._failures.clear()
+        self._failures.report()
 
     def close(self) -> None:
         """Close the connection."""
@@ -153,7 +152,7 @@ class Lane(ABC):
             if _primary_code(exc) in _BROKEN or not conn.in_transaction:
                 raise
             if call.waiter is not None:
-                self._failures.append(exc)
+                self._failures.add(exc)
             call.error = _memory_failure(exc)
         except Exception as exc:  # noqa: BLE001 - it is raised again in the caller
             _drop_frames(exc)

@@ -39,7 +39,7 @@ from tests.e2e.talkers import Talker, check_file
 
 pytestmark = pytest.mark.slow
 
-FAULT_S = 1.5
+FAULT_S = 0.7
 """How long a fault lasts at least, so that there is something to measure."""
 MAX_LAG_S = 0.1
 """What 19 of 20 pings must come back in: the loop that answers them is free."""
@@ -52,6 +52,7 @@ seconds for which SQLite waits for a lock."""
 class Company:
     """Three who talk, one who reads, and one who pings."""
 
+    folder: Path
     server: ServerProcess
     talking: list[tuple[Talker, Client]]
     disk_can_be_read: bool = True
@@ -111,7 +112,8 @@ class Company:
         return messages
 
     async def are_served_again(self, within_s: float = 15.0) -> None:
-        """Without a restart and without a new connection; and nothing was lost, or said twice."""
+        """Without a restart and without a new connection; and nothing was lost, or said twice. The log tells
+        of it."""
         with trio.fail_after(within_s):
             for talker, client in self.talking:
                 while True:
@@ -123,6 +125,10 @@ class Company:
             await self.talk()
             for talker, client in self.talking:
                 await talker.check(client)
+            # Not parsed: where the log's own disk was full, there may be half a line in it.
+            while '"event":"database_recovered"' not in (self.folder / "server.log").read_text():
+                await self.talk(1)
+                await trio.sleep(0.1)
 
     async def read(self, client: Client) -> None:
         """Read what was acknowledged, again and again."""
@@ -165,7 +171,7 @@ async def company(
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(open_client(server.url)) for _ in range(5)]
             talkers = [Talker("a", "aria"), Talker("b", "kira"), Talker("c", "aria")]
-            met = Company(server, list(zip(talkers, clients[:3], strict=True)))
+            met = Company(folder, server, list(zip(talkers, clients[:3], strict=True)))
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(met.read, clients[3])
             nursery.start_soon(met.ping, clients[4])
@@ -201,11 +207,10 @@ async def test_a_full_disk(tmp_path: Path) -> None:
     [
         ([WRITE], errno.EIO, "SQLITE_IOERR_WRITE"),
         ([WRITE], errno.ENOSPC, "SQLITE_FULL"),
-        ([WRITE], errno.EROFS, "SQLITE_IOERR_WRITE"),
         ([SYNC], errno.EIO, "SQLITE_IOERR_FSYNC"),
         ([READ, WRITE, SYNC, TRUNCATE], errno.EIO, "SQLITE_IOERR_CORRUPTFS"),
     ],
-    ids=["write", "full", "read_only", "fsync", "everything"],
+    ids=["write", "full", "fsync", "everything"],
 )
 async def test_a_failing_disk(names: list[str], error: int, code: str, tmp_path: Path) -> None:
     injector = Injector(tmp_path / "fiu")
@@ -285,6 +290,8 @@ async def test_a_stop_while_the_disk_is_full(tmp_path: Path) -> None:
                 await talker.join(client)
                 for _ in range(3):
                     await talker.say(client)
+                    # For these the file will have to grow, which it cannot.
+                    await client.chat("A long story. " * 200, persona_id="kira")
                 fill(tmp_path / "filler")
                 with pytest.raises(RemoteError, match="memory_error"), trio.fail_after(20):
                     while True:
@@ -295,6 +302,55 @@ async def test_a_stop_while_the_disk_is_full(tmp_path: Path) -> None:
         check_file(tmp_path, [talker])
         async with server_process(tmp_path, **QUICK) as server, open_client(server.url) as client:
             await talker.check(client)
+
+
+async def refused_start(folder: Path) -> str:
+    """What `persona serve` says on a database that it does not take."""
+    command = [sys.executable, "-m", "persona", "serve", "--port", "0", "--llm", "scripted"]
+    with trio.fail_after(20):
+        done = await trio.run_process(
+            [*command, "--db", str(folder / "p.db"), "--log-level", "error"],
+            check=False,
+            capture_stdout=True,
+            capture_stderr=True,
+        )
+    assert (done.returncode, done.stdout) == (1, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith(f"persona: error: {folder / 'p.db'}: ")
+    return line
+
+
+async def test_a_start_on_a_damaged_file(tmp_path: Path) -> None:
+    await write_a_long_conversation(tmp_path)
+    good = (tmp_path / "p.db").read_bytes()
+    at = good.index(b"line 1000 ") // PAGE_BYTES * PAGE_BYTES
+    (tmp_path / "p.db").write_bytes(good[:at] + LOST_PAGE + good[at + PAGE_BYTES :])
+    assert "the database is damaged; restore a backup" in await refused_start(tmp_path)
+    assert (tmp_path / "p.db").read_bytes() == good[:at] + LOST_PAGE + good[at + PAGE_BYTES :]
+    (tmp_path / "p.db").write_bytes(good)
+    async with server_process(tmp_path, **QUICK) as server, open_client(server.url) as client:
+        assert len((await client.history(conversation_id="long")).turns) == 20
+
+
+async def test_a_start_on_files_that_cannot_be_written(tmp_path: Path) -> None:
+    await write_a_long_conversation(tmp_path)
+    before = (tmp_path / "p.db").read_bytes()
+    with unwritable(tmp_path / "p.db"):
+        assert "cannot be written; make the file" in await refused_start(tmp_path)
+    with unwritable(tmp_path):
+        assert "cannot be written; make the file" in await refused_start(tmp_path)
+    assert (tmp_path / "p.db").read_bytes() == before
+    async with server_process(tmp_path, **QUICK):
+        pass
+
+
+async def test_a_start_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path, 2 * 1024 * 1024):
+        fill(tmp_path / "filler")
+        assert "the disk is full; make room" in await refused_start(tmp_path)
+        (tmp_path / "filler").unlink()
+        async with server_process(tmp_path, **QUICK):
+            pass
 
 
 HOLD_THE_LOCK = """
