@@ -88,7 +88,7 @@ class NoActivePersona(PersonaError):
 
 
 class MemoryFailure(PersonaError):
-    """The database could not read or write; nothing was acknowledged."""
+    """The database could not read or write; nothing was acknowledged. Comes with `retry_after_s`."""
 
     code, reason, retryable = -32002, "memory_error", True
 

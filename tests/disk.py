@@ -1,6 +1,7 @@
 """Disks that fail when a test says so, by what the machine offers: a tmpfs, a file attribute, libfiu.
 
-What is not offered here skips the test, saying so.
+What is not offered here skips the test, saying so; from a fixture, for what an async test says of it gets
+lost on the way.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -19,6 +20,9 @@ needs_fiu = pytest.mark.skipif(
     shutil.which("fiu-run") is None or shutil.which("fiu-ctrl") is None,
     reason="there is no fiu-run and fiu-ctrl to inject faults with (apt-get install fiu-utils)",
 )
+
+Unwritable = Callable[..., contextlib.AbstractContextManager[None]]
+"""`unwritable`, as a fixture hands it out."""
 
 WRITE = "posix/io/rw/pwrite"
 READ = "posix/io/rw/pread"
@@ -36,7 +40,7 @@ def _run(*command: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
+def mounted(folder: Path, size_bytes: int) -> Iterator[None]:
     """`folder` is a file system of its own, of that size."""
     if refused := _run("mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "tmpfs", folder):
         pytest.skip(f"no small disk can be mounted here: {refused}")

@@ -28,11 +28,9 @@ from tests.disk import (
     TRUNCATE,
     WRITE,
     Injector,
+    Unwritable,
     fill,
     needs_fiu,
-    require_immutable_files,
-    small_disk,
-    unwritable,
 )
 from tests.e2e.process import QUICK, ServerProcess, server_process
 from tests.e2e.talkers import Talker, check_file
@@ -191,14 +189,13 @@ def logged(folder: Path, event: str = "database_failed") -> list[dict[str, str]]
     return [entry for entry in entries if entry["event"] == event]
 
 
-async def test_a_full_disk(tmp_path: Path) -> None:
+async def test_a_full_disk(small_disk: Path) -> None:
     """The log is on it, too, which must not matter."""
-    with small_disk(tmp_path, 16 * 1024 * 1024):
-        async with company(tmp_path) as those:
-            fill(tmp_path / "filler")
-            assert "the database's disk is full" in await those.are_refused()
-            (tmp_path / "filler").unlink()
-            await those.are_served_again()
+    async with company(small_disk) as those:
+        fill(small_disk / "filler")
+        assert "the database's disk is full" in await those.are_refused()
+        (small_disk / "filler").unlink()
+        await those.are_served_again()
 
 
 @needs_fiu
@@ -226,10 +223,9 @@ async def test_a_failing_disk(names: list[str], error: int, code: str, tmp_path:
         await those.are_served_again()
 
 
-async def test_files_that_cannot_be_written_any_more(tmp_path: Path) -> None:
+async def test_files_that_cannot_be_written_any_more(tmp_path: Path, unwritable: Unwritable) -> None:
     """Not even opened for writing, as with a file system that the kernel has made read-only: what SQLite
     opens meanwhile stays read-only for ever."""
-    require_immutable_files(tmp_path)
     async with company(tmp_path) as those:
         with unwritable(tmp_path / "p.db", tmp_path / "p.db-wal"):
             assert "the database cannot be written" in await those.are_refused()
@@ -282,26 +278,25 @@ async def write_a_long_conversation(folder: Path) -> None:
         await database.write(lambda conn: store.append_turns(conn, "long", turns))
 
 
-async def test_a_stop_while_the_disk_is_full(tmp_path: Path) -> None:
-    with small_disk(tmp_path, 16 * 1024 * 1024):
-        async with server_process(tmp_path, **QUICK) as server:
-            talker = Talker("a", "aria")
-            async with open_client(server.url) as client:
-                await talker.join(client)
-                for _ in range(3):
+async def test_a_stop_while_the_disk_is_full(small_disk: Path) -> None:
+    async with server_process(small_disk, **QUICK) as server:
+        talker = Talker("a", "aria")
+        async with open_client(server.url) as client:
+            await talker.join(client)
+            for _ in range(3):
+                await talker.say(client)
+                # For these the file will have to grow, which it cannot.
+                await client.chat("A long story. " * 200, persona_id="kira")
+            fill(small_disk / "filler")
+            with pytest.raises(RemoteError, match="memory_error"), trio.fail_after(20):
+                while True:
                     await talker.say(client)
-                    # For these the file will have to grow, which it cannot.
-                    await client.chat("A long story. " * 200, persona_id="kira")
-                fill(tmp_path / "filler")
-                with pytest.raises(RemoteError, match="memory_error"), trio.fail_after(20):
-                    while True:
-                        await talker.say(client)
-            server.process.send_signal(signal.SIGTERM)
-            assert await server.ended(within_s=15) == 0
-        (tmp_path / "filler").unlink()
-        check_file(tmp_path, [talker])
-        async with server_process(tmp_path, **QUICK) as server, open_client(server.url) as client:
-            await talker.check(client)
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.ended(within_s=15) == 0
+    (small_disk / "filler").unlink()
+    check_file(small_disk, [talker])
+    async with server_process(small_disk, **QUICK) as server, open_client(server.url) as client:
+        await talker.check(client)
 
 
 async def refused_start(folder: Path) -> str:
@@ -332,7 +327,7 @@ async def test_a_start_on_a_damaged_file(tmp_path: Path) -> None:
         assert len((await client.history(conversation_id="long")).turns) == 20
 
 
-async def test_a_start_on_files_that_cannot_be_written(tmp_path: Path) -> None:
+async def test_a_start_on_files_that_cannot_be_written(tmp_path: Path, unwritable: Unwritable) -> None:
     await write_a_long_conversation(tmp_path)
     before = (tmp_path / "p.db").read_bytes()
     with unwritable(tmp_path / "p.db"):
@@ -344,13 +339,12 @@ async def test_a_start_on_files_that_cannot_be_written(tmp_path: Path) -> None:
         pass
 
 
-async def test_a_start_on_a_full_disk(tmp_path: Path) -> None:
-    with small_disk(tmp_path, 2 * 1024 * 1024):
-        fill(tmp_path / "filler")
-        assert "the disk is full; make room" in await refused_start(tmp_path)
-        (tmp_path / "filler").unlink()
-        async with server_process(tmp_path, **QUICK):
-            pass
+async def test_a_start_on_a_full_disk(small_disk: Path) -> None:
+    fill(small_disk / "filler")
+    assert "the disk is full; make room" in await refused_start(small_disk)
+    (small_disk / "filler").unlink()
+    async with server_process(small_disk, **QUICK):
+        pass
 
 
 HOLD_THE_LOCK = """

@@ -15,7 +15,7 @@ from persona.errors import DatabaseError, MemoryFailure
 from persona.model import Conversation, NewTurn
 from persona.storage import connection, store
 from persona.storage.pool import Database, open_database
-from tests.disk import Injector, needs_fiu, require_immutable_files, unwritable
+from tests.disk import Injector, Unwritable, needs_fiu
 from tests.storage.lanes import add, create, rows
 
 PAGE_BYTES = 4096
@@ -72,8 +72,9 @@ async def test_a_broken_connection_is_closed_even_while_its_error_is_kept(tmp_pa
             assert kept_by_writer.value.retry_after_s == kept_by_reader.value.retry_after_s == 5.0
 
 
-async def test_a_connection_made_while_the_file_is_read_only_is_not_kept(tmp_path: Path) -> None:
-    require_immutable_files(tmp_path)
+async def test_a_connection_made_while_the_file_is_read_only_is_not_kept(
+    tmp_path: Path, unwritable: Unwritable
+) -> None:
     path = tmp_path / "p.db"
     with trio.fail_after(20):
         async with open_database(path, readers=1) as database:
