@@ -46,16 +46,35 @@ async def test_a_commit_after_a_failed_fsync_survives_a_power_cut(tmp_path: Path
         assert set(rows(conn)) >= {1, 3}
 
 
+def breaks(conn: sqlite3.Connection) -> None:
+    half_read = conn.execute("SELECT n FROM log")
+    half_read.fetchone()
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    raise error
+
+
+async def test_a_program_that_reads_all_the_time_does_not_keep_the_writer_from_returning(
+    tmp_path: Path,
+) -> None:
+    """As those do that copy the log to another machine."""
+    with trio.fail_after(20):
+        async with open_database(tmp_path / "p.db", readers=1, busy_timeout_s=0.05) as database:
+            await database.write(create)
+            await database.write(add(1))
+            with contextlib.closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as other:
+                other.execute("BEGIN")
+                assert rows(other) == [1]
+                with pytest.raises(MemoryFailure):
+                    await database.write(breaks)
+                await database.write(add(2))
+                assert await database.read(rows) == [1, 2]
+                assert rows(other) == [1]
+            assert database.statistics().replaced_connections == 1
+
+
 async def test_a_broken_connection_is_closed_even_while_its_error_is_kept(tmp_path: Path) -> None:
     """Whoever closes last clears the log away: that shows that nobody is left."""
-
-    def breaks(conn: sqlite3.Connection) -> None:
-        half_read = conn.execute("SELECT n FROM log")
-        half_read.fetchone()
-        error = sqlite3.DatabaseError("database disk image is malformed")
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
-
     with trio.fail_after(20):
         async with open_database(tmp_path / "p.db", readers=1) as database:
             await database.write(create)
