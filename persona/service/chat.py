@@ -92,13 +92,19 @@ class Chat:
         Raises `PersonaUnavailable`, `InvalidParams` (the line is too long for the model's context),
         `Overloaded`, `LLMUnavailable`, `RequestCancelled`, `DeadlineExceeded`, `ShuttingDown`,
         `NotFound` (the conversation, or the turn it belongs to, is gone or was deleted meanwhile),
+        `PersonaNotFound` (the same of the persona),
         `Conflict` (the `client_msg_id` was used with another request) or `MemoryFailure`. When a part of
         the answer was saved, the error's `details` hold `partial_response` and `turn_id`. Cancelling
         is safe.
         """
         draft = Draft(started_at=trio.current_time())
         with self._registered(request, running, draft):
-            return await self._turn(request, running, observer, draft)
+            try:
+                return await self._turn(request, running, observer, draft)
+            except NotFound as exc:
+                if self._personas.get(request.persona.id) is None:
+                    raise PersonaNotFound("the persona was deleted meanwhile") from exc
+                raise
 
     def end_turns(self, conversation_id: str, deleted: frozenset[int] | None = None) -> None:
         """The conversation is deleted, or only the turns `deleted` of it: turns under way that belong
@@ -322,17 +328,12 @@ class Chat:
     ) -> list[Turn]:
         supersedes = None if opening.cut is None else opening.cut.id
         # Shielded, so that an answer is not lost because its client left while it was being written.
-        try:
-            return await write_shielded(
-                self._database,
-                lambda conn: turns.append_turns(
-                    conn, request.conversation_id, added, draft.spot, supersedes=supersedes
-                ),
-            )
-        except NotFound as exc:
-            if self._personas.get(request.persona.id) is None:
-                raise PersonaNotFound("the persona was deleted meanwhile") from exc
-            raise
+        return await write_shielded(
+            self._database,
+            lambda conn: turns.append_turns(
+                conn, request.conversation_id, added, draft.spot, supersedes=supersedes
+            ),
+        )
 
     async def _save_disconnected(self, request: TurnRequest, opening: Opening, draft: Draft) -> None:
         """Keep what was said before the connection ended; there is nobody left to tell if it fails."""

@@ -163,6 +163,55 @@ async def test_a_request_sent_again_gets_the_stored_answer_also_after_a_restart(
             assert await history(wire, conversation_id=said["conversation_id"]) == turns
 
 
+@by_style
+@pytest.mark.parametrize("kind", ["regenerate", "edit"])
+async def test_a_branch_that_is_cancelled_or_breaks_is_kept_beside_the_first(
+    kind: str, style: Style, tmp_path: Path
+) -> None:
+    async with (
+        open_standin("ollama", token_delay_s=0.01) as standin,
+        serving(tmp_path / "p.db", llm=llm_settings(standin, max_concurrency=1)) as server,
+        dial(server.url) as wire,
+    ):
+        first = await wire.call("persona.chat", {"message": "A", "persona_id": "aria"})
+        body: dict[str, Any] = {"conversation_id": first["conversation_id"], "turn_id": first["parent_id"]}
+        if kind == "edit":
+            body["message"] = "B"
+        standin.reply, sent = lambda body: "word " * 500, standin.tokens_sent
+        cut = await begin(wire, kind, style, **body)
+        with trio.fail_after(5):
+            await standin.wait_tokens(sent + 5)
+        if style != "chat":
+            await cut.receive_from(wire, until_chunks=3)
+        await wire.start("stream.cancel", {"request_id": cut.id}, id="cancel")
+        is_cancelled = False
+        while cut.reply is None or not is_cancelled:
+            frame = await wire.receive()
+            is_cancelled = is_cancelled or frame.get("id") == "cancel"
+            assert cut.feed(frame) or frame["result"]["cancelled"]
+        cut.check()
+        if style != "chat":
+            assert cut.terminal_events == ["stream_cancelled"]
+        turns = await history(wire, conversation_id=first["conversation_id"])
+        assert shown(turns)[0] == body.get("message", "A")
+        assert turns[1]["finish_reason"] == "cancelled"
+
+        standin.variant, standin.reply = "error_in_band", lambda body: "one two three four"
+        broken = await ask(wire, kind, style, **body)
+        assert broken.error["data"]["reason"] == "llm_unavailable"
+        turns = await history(wire, conversation_id=first["conversation_id"])
+        assert turns[1]["id"] == broken.error["data"]["turn_id"]
+        assert turns[1]["finish_reason"] == "error"
+        siblings = turns[1] if kind == "regenerate" else turns[0]
+        assert (siblings["sibling_index"], siblings["sibling_count"]) == (3, 3)
+        await wire.call(
+            "conversation.select",
+            {"conversation_id": first["conversation_id"], "turn_id": first["turn_id"]},
+        )
+        turns = await history(wire, conversation_id=first["conversation_id"])
+        assert shown(turns) == ["A", first["response"]]
+
+
 async def test_a_request_sent_again_on_a_new_connection_while_the_first_runs(tmp_path: Path) -> None:
     async with (
         open_standin("ollama", token_delay_s=0.02) as standin,

@@ -237,6 +237,19 @@ async def test_what_is_gone_when_the_answer_comes_is_said(
         assert trio.current_time() == (3 if whom == "persona" else 0)
 
 
+async def test_a_persona_deleted_before_the_model_is_asked_is_said(autojump_clock: MockClock) -> None:
+    async with open_stage(slots=1) as stage, trio.open_nursery() as nursery:
+        aria, kira = stage.aria, stage.personas.find("kira")
+        conversation_id = await stage.begin()
+        elsewhere = await stage.conversations.current(stage.session(), kira)
+        nursery.start_soon(lambda: stage.say("busy", elsewhere, persona=kira))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(stage.personas.delete, aria)
+        with pytest.raises(PersonaNotFound):
+            await stage.say("Hello", conversation_id, persona=aria)
+        assert len(stage.model.asked) == 1
+
+
 # `client_msg_id`
 
 

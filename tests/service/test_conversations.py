@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.errors import NotFound, PersonaNotFound
+from persona.errors import MemoryFailure, NotFound, PersonaNotFound
 from persona.service import conversations as conversations_module
 from persona.service.sessions import Session
 from tests.service.stage import open_stage
@@ -199,3 +199,49 @@ async def test_a_page_of_long_turns_has_fewer(
             pages.append([turn.content[:1] for turn, _ in page.turns])
             before = page.turns[0][0].id if page.has_more else None
         assert pages == [["0", "5", "0"], ["x"], ["2", "0", "3", "0"], ["1", "0"]]
+
+
+async def test_a_branch_is_chosen_and_history_follows_it(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        conversation_id = await stage.begin()
+        first = await stage.say("1", conversation_id)
+        second = await stage.say("2", conversation_id, instead_of=first.parent_id)
+        assert await stage.conversations.select(conversation_id, first.parent_id or 0) == first.turn_id
+        assert (await stage.lines(conversation_id))[0] == "1"
+        assert await stage.conversations.select(conversation_id, second.turn_id) == second.turn_id
+        with pytest.raises(NotFound):
+            await stage.conversations.select(conversation_id, 999)
+
+
+async def test_who_asks_is_told_of_what_is_deleted_once_it_is(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        conversation_id = await stage.begin()
+        first = await stage.say("1", conversation_id)
+        second = await stage.say("2", conversation_id)
+        told = stage.deletions
+        stage.disk.failure = MemoryFailure("the disk is gone")
+        for attempt in (
+            stage.conversations.delete_branch(conversation_id, second.turn_id),
+            stage.conversations.delete(conversation_id),
+        ):
+            with pytest.raises(MemoryFailure):
+                await attempt
+        stage.disk.failure = None
+        with pytest.raises(NotFound):
+            await stage.conversations.delete_branch(conversation_id, 999)
+        assert told == []
+
+        found = await stage.conversations.delete_branch(conversation_id, second.parent_id or 0)
+        assert found == (2, first.turn_id)
+        # Whoever leaves while it is written leaves with it done, and told of.
+        stage.disk.write_s = 5.0
+        with trio.move_on_after(1):
+            assert await stage.conversations.delete(conversation_id) == 2
+        stage.disk.write_s = 0.0
+        assert told == [
+            (conversation_id, {second.parent_id, second.turn_id}),
+            (conversation_id, None),
+        ]
+        with pytest.raises(NotFound):
+            await stage.conversations.delete(conversation_id)
+        assert len(told) == 2

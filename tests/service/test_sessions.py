@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.errors import DeadlineExceeded, InvalidRequest, RequestCancelled, ShuttingDown
+from persona.errors import DeadlineExceeded, InvalidRequest, NotFound, RequestCancelled, ShuttingDown
 from persona.service.sessions import CancelReason, Identity, RunningRequest, Session, Sessions
 
 
@@ -27,7 +27,10 @@ async def test_the_deadline_cuts_the_stretch(autojump_clock: MockClock) -> None:
         await trio.sleep_forever()
 
 
-@pytest.mark.parametrize(("reason", "error"), [("client", RequestCancelled), ("shutdown", ShuttingDown)])
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [("client", RequestCancelled), ("shutdown", ShuttingDown), ("deleted", NotFound)],
+)
 async def test_a_cancel_cuts_it_with_its_own_error(reason: CancelReason, error: type[Exception]) -> None:
     request = RunningRequest(id=1, method="m")
     reached = []
@@ -118,6 +121,14 @@ def line_up(session: Session, *ids: str) -> list[RunningRequest]:
     for request in requests:
         session.begin(request, ordered=True)
     return requests
+
+
+def test_a_conversation_that_is_gone_is_forgotten_and_no_other() -> None:
+    session = Sessions().open(Identity())
+    session.conversations.update(aria="c1", kira="c2")
+    session.forget_conversation("c1")
+    session.forget_conversation("c3")
+    assert session.conversations == {"kira": "c2"}
 
 
 async def test_an_ordered_request_waits_for_the_place_of_the_one_before(autojump_clock: MockClock) -> None:
