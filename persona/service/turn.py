@@ -204,7 +204,7 @@ def find_context(conn: sqlite3.Connection, request: TurnRequest, opening: Openin
 
 
 def _answered_before(request: TurnRequest, answer: Turn, question: Turn) -> Opening:
-    # An answer of version 1 of the schema has no hash; there, the line was all that was compared.
+    # An answer from before there were branches has no hash; then, the line was all that was compared.
     is_same = (
         question.content == request.line
         if answer.body_hash is None

@@ -117,7 +117,7 @@ def _persona_of(table: str) -> "ForeignKey":
     )
 
 
-# In version 1 every conversation is one branch, and a `client_msg_id` is on the line that came with it. The
+# Until then every conversation is one branch, and a `client_msg_id` is on the line that came with it. The
 # line's answer takes it over; the hash of what was asked is not known, only the line itself.
 _ONE_BRANCH_EACH = """
     UPDATE conversations SET current_turn_id =

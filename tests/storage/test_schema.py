@@ -112,7 +112,7 @@ VERSION_1 = """
 """
 
 
-def test_version_2_makes_trees_of_conversations(conn: sqlite3.Connection) -> None:
+def test_conversations_of_one_branch_become_trees(conn: sqlite3.Connection) -> None:
     schema.migrate(conn, PATH, migrations=schema.MIGRATIONS[:1])
     aria, _ = store.list_personas(conn)
     for id_, count in (("a", 8), ("b", 2), ("silent", 0)):
