@@ -46,16 +46,25 @@ SET_CURRENT_LEAF = "UPDATE conversations SET current_turn_id = ? WHERE id = ?"
 TURN_BY_CLIENT_MSG_ID = f"""
     SELECT {_TURN} FROM turns INDEXED BY turns_client_msg_id WHERE conversation_id = ? AND client_msg_id = ?
 """  # noqa: S608
-# From a leaf upwards, parent by parent, by primary key.
+# From a leaf upwards, parent by parent. A turn alone is always found by its primary key; in a join the
+# planner may walk the table instead, if statistics say that it is tiny. So the step up is a query of its own,
+# and the turns of a path are found by the index that can be asked for by name.
 _PATH = """
-    WITH RECURSIVE path (id, parent_id) AS (
-        SELECT id, parent_id FROM turns WHERE id = :leaf
+    WITH RECURSIVE path (id, parent_id, conversation_id) AS (
+        SELECT id, parent_id, conversation_id FROM turns WHERE id = :leaf
         UNION ALL
-        SELECT turns.id, turns.parent_id FROM path CROSS JOIN turns ON turns.id = path.parent_id
+        SELECT
+            path.parent_id, (SELECT above.parent_id FROM turns AS above WHERE above.id = path.parent_id),
+            path.conversation_id
+        FROM path WHERE path.parent_id IS NOT NULL
         LIMIT :limit
     )
 """
-BRANCH = f"{_PATH} SELECT {_TURN} FROM path CROSS JOIN turns ON turns.id = path.id"  # noqa: S608
+_TURNS_OF_PATH = """
+    FROM path CROSS JOIN turns INDEXED BY turns_siblings ON turns.conversation_id = path.conversation_id
+        AND turns.parent_id IS path.parent_id AND turns.id = path.id
+"""
+BRANCH = f"{_PATH} SELECT {_TURN} {_TURNS_OF_PATH}"
 IS_ON_BRANCH = f"{_PATH} SELECT 1 FROM path WHERE id = :turn"  # noqa: S608
 _SIBLINGS = """
     FROM turns AS sibling INDEXED BY turns_siblings
@@ -68,8 +77,8 @@ BRANCH_WITH_SIBLINGS = f"""
         (SELECT count(*) {_SIBLINGS}),
         (SELECT max(sibling.id) {_SIBLINGS} AND sibling.id < turns.id),
         (SELECT min(sibling.id) {_SIBLINGS} AND sibling.id > turns.id)
-    FROM path CROSS JOIN turns ON turns.id = path.id
-"""  # noqa: S608
+    {_TURNS_OF_PATH}
+"""
 # From a turn downwards, each time to the newest child.
 NEWEST_LEAF = """
     WITH RECURSIVE down (id) AS (

@@ -395,7 +395,7 @@ def fill(conn: sqlite3.Connection, conversations: int, total: int) -> None:
 
 
 @pytest.mark.parametrize("analyzed", [False, True])
-@pytest.mark.parametrize("shape", [(0, 0), (1, 2000), (700, 2000)])
+@pytest.mark.parametrize("shape", [(0, 0), (1, 1), (1, 5), (1, 2000), (700, 2000)])
 def test_no_query_walks_a_table_or_sorts(
     conn: sqlite3.Connection, shape: tuple[int, int], analyzed: bool
 ) -> None:
