@@ -128,8 +128,8 @@ class Conversations:
             )
         )
 
-    async def count(self, *, since: float | None = None) -> int:
-        """How many conversations there are, or had a turn since `since`."""
+    async def count(self, *, since: float) -> int:
+        """How many conversations had a turn, or began, since `since`."""
         return await self._database.read(lambda conn: store.count_conversations(conn, since))
 
     async def statistics(self, persona: Persona) -> tuple[int, int, float | None]:

@@ -19,6 +19,11 @@ from persona.model import Conversation, InteractionState, Persona, Priority
 
 Row = tuple[Any, ...]
 
+# Where a query names its index (INDEXED BY), the planner would choose worse once it has statistics: those of
+# a young database, where all turns are of one conversation, say that an index on the conversation tells
+# nothing apart, and it then walks the whole table. Statistics are renewed rarely, so that would last. Unary
+# plus signs, the other way to hold it off, can only forbid one index, not ask for one.
+
 LIST_PERSONAS = """
     SELECT id, name, description, personality_traits, topic_preferences, charisma, intelligence,
         social_rank, backstory, current_priority, max_social_energy, max_available_time_s, version,
@@ -79,20 +84,17 @@ LIST_BY_USER = f"SELECT {_CONVERSATION} FROM conversations WHERE user = :user {_
 LIST_BY_USER_AND_PERSONA = f"""
     SELECT {_CONVERSATION} FROM conversations WHERE user = :user AND persona_id = :persona_id {_PAGE}
 """  # noqa: S608
-# The plus signs keep the planner off the index on user: all anonymous conversations have the same one, and
-# the ids are few.
+# By the primary key, not by user: all anonymous conversations have the same one, and the ids are few.
 LIST_BY_IDS = f"""
-    SELECT {_CONVERSATION} FROM conversations
-    WHERE id IN (SELECT value FROM json_each(:ids)) AND +user = :user
-        AND (:persona_id IS NULL OR +persona_id = :persona_id)
-        AND (+updated_at, +id) < (:updated_at, :id) ORDER BY updated_at DESC, id DESC LIMIT :limit
+    SELECT {_CONVERSATION} FROM conversations INDEXED BY sqlite_autoindex_conversations_1
+    WHERE id IN (SELECT value FROM json_each(:ids)) AND user = :user
+        AND (:persona_id IS NULL OR persona_id = :persona_id) {_PAGE}
 """  # noqa: S608
 DELETE_CONVERSATION = "DELETE FROM conversations WHERE id = ? RETURNING turn_count"
-COUNT_CONVERSATIONS = "SELECT count(*) FROM conversations"
 COUNT_CONVERSATIONS_SINCE = "SELECT count(*) FROM conversations WHERE updated_at >= ?"
 PERSONA_TURN_STATS = """
     SELECT coalesce(sum(turn_count), 0), count(*), max(CASE WHEN turn_count > 0 THEN updated_at END)
-    FROM conversations WHERE persona_id = ?
+    FROM conversations INDEXED BY conversations_persona WHERE persona_id = ?
 """
 
 _FIRST_PAGE = (math.inf, "")
@@ -192,10 +194,9 @@ def list_conversations(
     return page, _encode_cursor(page[-1]) if page and len(found) > limit else None
 
 
-def count_conversations(conn: sqlite3.Connection, since: float | None = None) -> int:
-    """How many there are, or had a turn or began since `since`."""
-    query, values = (COUNT_CONVERSATIONS, ()) if since is None else (COUNT_CONVERSATIONS_SINCE, (since,))
-    (count,) = conn.execute(query, values).fetchone()
+def count_conversations(conn: sqlite3.Connection, since: float) -> int:
+    """How many had a turn or began since `since`."""
+    (count,) = conn.execute(COUNT_CONVERSATIONS_SINCE, (since,)).fetchone()
     return int(count)
 
 

@@ -159,7 +159,7 @@ async def test_counts(autojump_clock: MockClock) -> None:
         await trio.sleep(97)
         await stage.say("Hello", started)
         assert await stage.conversations.statistics(stage.aria) == (2, 1, began_at + 100)
-        assert await stage.conversations.count() == 2
+        assert await stage.conversations.count(since=0) == 2
         assert await stage.conversations.count(since=began_at + 50) == 1
         assert await stage.conversations.count(since=began_at + 100.5) == 0
 
