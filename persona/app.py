@@ -55,6 +55,7 @@ from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import Sessions
 from persona.service.summaries import Summaries
+from persona.storage.figures import DatabaseFigures
 from persona.storage.pool import Database, open_database
 from persona.transport.admission import PATH, check_binding
 from persona.transport.listener import Listener
@@ -133,6 +134,7 @@ def _assemble(
 ) -> Server:
     limits, started_at = settings.limits, now()
     metrics, sessions = Metrics(), Sessions()
+    metrics.registry.register(DatabaseFigures(database.statistics))
     hub = Hub(encode=jsonrpc.encode_notification, now=now)
 
     def on_change(what: str, persona: Persona) -> None:

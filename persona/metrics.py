@@ -19,27 +19,45 @@ from prometheus_client.registry import Collector
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Durations:
-    """How many took how long. For the event loop's thread alone."""
+class Distribution:
+    """How many came to how much: times in seconds, or sizes. For the event loop's thread alone."""
 
-    __slots__ = ("buckets", "total_s")
+    __slots__ = ("_bounds", "_buckets", "total")
 
-    def __init__(self) -> None:
-        # The last one is for all that took longer.
-        self.buckets = [0] * (len(_SECONDS) + 1)
-        self.total_s = 0.0
+    def __init__(self, bounds: tuple[float, ...] = _SECONDS) -> None:
+        self._bounds = bounds
+        # The last one is for all above.
+        self._buckets = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one that came to so much."""
+        self._buckets[bisect_left(self._bounds, value)] += 1
+        self.total += value
 
     @property
     def count(self) -> int:
         """How many there were."""
-        return sum(self.buckets)
+        return sum(self._buckets)
+
+    @property
+    def mean(self) -> float:
+        """Of all there were; 0 when there were none."""
+        count = self.count
+        return self.total / count if count else 0.0
 
     def cumulated(self) -> Iterator[tuple[str, float]]:
-        """Upper bound, as text, and how many took no longer."""
+        """Upper bound, as text, and how many came to no more."""
         count = 0
-        for bound, bucket in zip((*map(str, map(float, _SECONDS)), "+Inf"), self.buckets, strict=True):
+        for bound, bucket in zip((*map(str, map(float, self._bounds)), "+Inf"), self._buckets, strict=True):
             count += bucket
             yield bound, count
+
+    def copy(self) -> "Distribution":
+        """As it is now."""
+        copied = Distribution(self._bounds)
+        copied._buckets[:], copied.total = self._buckets, self.total
+        return copied
 
 
 class MessageFigures(Collector):
@@ -49,20 +67,18 @@ class MessageFigures(Collector):
         self.received = 0
         """Frames; the reader adds to it."""
         self._answered: dict[tuple[str, str], int] = defaultdict(int)
-        self._seconds: dict[str, Durations] = defaultdict(Durations)
+        self._seconds: dict[str, Distribution] = defaultdict(Distribution)
 
     def count_answer(self, method: str, outcome: str, seconds: float) -> None:
         """Count a call of `method` that ended so and took so long."""
         self._answered[method, outcome] += 1
-        durations = self._seconds[method]
-        durations.buckets[bisect_left(_SECONDS, seconds)] += 1
-        durations.total_s += seconds
+        self._seconds[method].observe(seconds)
 
     def answered(self) -> tuple[int, float]:
         """How many calls were answered, and their time in all, in seconds."""
         return (
             sum(durations.count for durations in self._seconds.values()),
-            sum(durations.total_s for durations in self._seconds.values()),
+            sum(durations.total for durations in self._seconds.values()),
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -78,7 +94,7 @@ class MessageFigures(Collector):
             "persona_request_seconds", "Time from call to answer.", labels=("method",)
         )
         for method, durations in self._seconds.items():
-            seconds.add_metric((method,), list(durations.cumulated()), durations.total_s)
+            seconds.add_metric((method,), list(durations.cumulated()), durations.total)
         yield seconds
 
 

@@ -39,6 +39,24 @@ PROGRESS_STEPS = 100_000
 """Virtual machine steps of a read (1 to 5 ms) between two looks at whether its caller still waits.
 Each look takes the interpreter's lock, so not oftener."""
 
+LOCK_WAIT_S = 0.001
+"""A transaction that begins later than this has waited for the lock: SQLite first sleeps a millisecond when
+it finds it taken, and says so to nobody. A processor that was elsewhere for so long counts as well."""
+
+_KINDS = {
+    sqlite3.SQLITE_BUSY: "busy",
+    sqlite3.SQLITE_LOCKED: "busy",
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_IOERR: "io",
+    sqlite3.SQLITE_CORRUPT: "corrupt",
+    sqlite3.SQLITE_NOTADB: "corrupt",
+    sqlite3.SQLITE_CANTOPEN: "cantopen",
+    sqlite3.SQLITE_READONLY: "readonly",
+    sqlite3.SQLITE_CONSTRAINT: "constraint",
+}
+FAILURE_KINDS = (*dict.fromkeys(_KINDS.values()), "other")
+"""What failures are counted as."""
+
 _BROKEN = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN}
 """Codes after which nothing else that this connection says is believed."""
 _USELESS = _BROKEN | {sqlite3.SQLITE_READONLY}
@@ -60,6 +78,8 @@ class Call(Generic[T]):
     fn: Callable[[sqlite3.Connection], T]
     waiter: trio.lowlevel.Task | None
     """The task to wake; `None` once it has been woken or has left."""
+    made_at: float = attrs.field(factory=time.perf_counter)
+    """On `time.perf_counter`."""
     settled: bool = False
     """Whether nothing changes the outcome any more."""
     result: T | None = None
@@ -91,6 +111,13 @@ class Lane(ABC):
         """The batch's calls that have; all are settled when `run` returns. The pool empties it."""
         self.replaced = 0
         """Connections that broke."""
+        self.failures = dict.fromkeys(FAILURE_KINDS, 0)
+        """What went wrong in SQLite, by kind; each was logged."""
+        self.lock_waits = 0
+        """Transactions that waited for the write lock, and for how long in all."""
+        self.lock_wait_s = 0.0
+        self.commit_s: float | None = None
+        """How long the last batch's commit took; `None` when it had none, or that failed."""
         self._connect = connect
         self._conn: sqlite3.Connection | None = None
         self._failures = FailureLog()
@@ -103,6 +130,7 @@ class Lane(ABC):
 
     def run(self) -> None:
         """Run what waits, until `MAX_BATCH_S` has passed. Raises nothing but bugs."""
+        self.commit_s = None
         try:
             self._run(self.open())
             self._failures.transaction_ended(failed=False)
@@ -112,10 +140,14 @@ class Lane(ABC):
             for call in self.begun:
                 if not call.settled:
                     call.error, call.settled = _memory_failure(exc), True
-            self._failures.add(exc)
+            self._note(exc)
             self._failures.transaction_ended(failed=True)
             self._recover(exc)
         self._failures.report()
+
+    def _note(self, exc: sqlite3.Error) -> None:
+        self.failures[_KINDS.get(_primary_code(exc) or 0, "other")] += 1
+        self._failures.add(exc)
 
     def close(self) -> None:
         """Close the connection."""
@@ -152,7 +184,7 @@ class Lane(ABC):
             if _primary_code(exc) in _BROKEN or not conn.in_transaction:
                 raise
             if call.waiter is not None:
-                self._failures.add(exc)
+                self._note(exc)
             call.error = _memory_failure(exc)
         except Exception as exc:  # noqa: BLE001 - it is raised again in the caller
             _drop_frames(exc)
@@ -195,16 +227,23 @@ class Writer(Lane):
 
     def _run(self, conn: sqlite3.Connection) -> None:
         execute = conn.cursor().execute
+        began_at = time.perf_counter()
         execute("BEGIN IMMEDIATE")
-        ends_at = time.perf_counter() + MAX_BATCH_S
+        now = time.perf_counter()
+        if now - began_at >= LOCK_WAIT_S:
+            self.lock_waits += 1
+            self.lock_wait_s += now - began_at
+        ends_at = now + MAX_BATCH_S
         while (call := self._next()) is not None:
             execute("SAVEPOINT call")
             if not self._attempt(call, conn):
                 execute("ROLLBACK TO call")
             execute("RELEASE call")
-            if time.perf_counter() >= ends_at:
+            now = time.perf_counter()
+            if now >= ends_at:
                 break
         execute("COMMIT")
+        self.commit_s = time.perf_counter() - now
         for call in self.begun:
             call.settled = True
 

@@ -95,6 +95,11 @@ class ConnectionSettings:
         self.configure(conn)
         return conn
 
+    @property
+    def wal_path(self) -> Path:
+        """The write-ahead log, where SQLite puts it."""
+        return self.path.with_name(f"{self.path.name}-wal")
+
     def _uri(self, mode: Literal["ro", "rw"]) -> str:
         return f"{self.path.as_uri()}?mode={mode}"
 

@@ -29,7 +29,8 @@ import trio
 
 from persona.errors import MemoryFailure
 from persona.groups import ungrouped
-from persona.storage.batch import Lane, Reader, SharedReader, Writer
+from persona.metrics import Distribution
+from persona.storage.batch import FAILURE_KINDS, Lane, Reader, SharedReader, Writer
 from persona.storage.connection import (
     MEMORY,
     ConnectionSettings,
@@ -61,20 +62,41 @@ class DatabaseStatistics:
     writes: int
     """Calls that ran, whatever became of them; `reads` likewise."""
     reads: int
+    writes_refused: int
+    """Calls that found no place in time; `reads_refused` likewise."""
+    reads_refused: int
     last_batch_size: int
     """Writes in the last transaction."""
     mean_batch_size: float
+    write_batches: Distribution
+    """Calls in a batch; `read_batches` likewise."""
+    read_batches: Distribution
+    write_waits: Distribution
+    """Of each batch, how long its first call had waited when the writer took it, in seconds;
+    `read_waits` likewise."""
+    read_waits: Distribution
+    commits: Distribution
+    """How long each commit of the writer took, in seconds: mostly the disk's `fsync`."""
     readers_busy: int
+    lock_waits: int
+    """Transactions that began `batch.LOCK_WAIT_S` or more late, for another program held the lock."""
+    lock_wait_s: float
+    """How late these were in all."""
     replaced_connections: int
+    failures: dict[str, int]
+    """Failures of SQLite by kind, one of `batch.FAILURE_KINDS`."""
+    wal_bytes: int
+    """The size of the write-ahead log's file."""
 
 
 @final
 class Database:
     """Reads and writes of one database. Made by `open_database`; safe to use from many tasks."""
 
-    def __init__(self, writes: CallQueue, reads: CallQueue) -> None:
+    def __init__(self, writes: CallQueue, reads: CallQueue, wal: Path | None = None) -> None:
         self._writes = writes
         self._reads = reads
+        self._wal = wal
 
     async def write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run `fn` on the writer's connection; returns when what it did is on disk.
@@ -97,17 +119,30 @@ class Database:
         return await self._reads.call(fn)
 
     def statistics(self) -> DatabaseStatistics:
-        """Figures for the monitor. Cheap; no I/O."""
+        """Figures for the monitor. Cheap: the only I/O is one `stat`, which the kernel answers from
+        memory for a file that is open."""
         writes, reads = self._writes, self._reads
+        lanes = (*writes.lanes, *reads.lanes)
         return DatabaseStatistics(
             write_queue_length=len(writes),
             read_queue_length=len(reads),
-            writes=writes.answered,
-            reads=reads.answered,
+            writes=int(writes.batches.total),
+            reads=int(reads.batches.total),
+            writes_refused=writes.refused,
+            reads_refused=reads.refused,
             last_batch_size=writes.last_batch,
-            mean_batch_size=writes.answered / writes.batches if writes.batches else 0.0,
+            mean_batch_size=writes.batches.mean,
+            write_batches=writes.batches.copy(),
+            read_batches=reads.batches.copy(),
+            write_waits=writes.waits.copy(),
+            read_waits=reads.waits.copy(),
+            commits=writes.commits.copy(),
             readers_busy=reads.busy,
-            replaced_connections=sum(lane.replaced for lane in (*writes.lanes, *reads.lanes)),
+            lock_waits=sum(lane.lock_waits for lane in lanes),
+            lock_wait_s=sum(lane.lock_wait_s for lane in lanes),
+            replaced_connections=sum(lane.replaced for lane in lanes),
+            failures={kind: sum(lane.failures[kind] for lane in lanes) for kind in FAILURE_KINDS},
+            wal_bytes=0 if self._wal is None else _size_bytes(self._wal),
         )
 
 
@@ -167,7 +202,7 @@ async def open_database(
         writes.lanes = [writer]
         stack.enter_context(ungrouped())
         async with _serving(writes, reads, hop):
-            yield Database(writes, reads)
+            yield Database(writes, reads, settings.wal_path if threads else None)
 
 
 @asynccontextmanager
@@ -239,6 +274,14 @@ def _open_lanes(settings: ConnectionSettings, readers: int) -> tuple[Lane, list[
             _close_lanes(reversed(lanes))
             raise
     return writer, others
+
+
+def _size_bytes(path: Path) -> int:
+    """Of a file, 0 where there is none or the system does not say."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _close_lanes(lanes: Iterable[Lane]) -> None:

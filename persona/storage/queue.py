@@ -6,6 +6,7 @@ task: a call costs its caller one sleep, and all calls together cost their lane 
 
 import contextlib
 import sqlite3
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, final
@@ -14,6 +15,7 @@ import structlog
 import trio
 
 from persona.errors import Overloaded, PersonaError, ShuttingDown
+from persona.metrics import Distribution
 from persona.storage.batch import Call, Lane
 
 T = TypeVar("T")
@@ -24,6 +26,11 @@ MAX_ADMISSION_S = 1.0
 """How long a caller waits for a place in a full queue. A queue that stays full so long is not a burst."""
 STEP_IN_S = 0.01
 """How long a lane may be at one batch before another one takes over what waits behind it."""
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""From a call alone on a fast disk to twice `busy_timeout_s`."""
+_SIZES = tuple(float(2**n) for n in range(10))
+"""Up to `MAX_BATCH`."""
 
 _log = structlog.get_logger()
 
@@ -38,9 +45,16 @@ class CallQueue:
 
     def __init__(self, max_queue: int) -> None:
         self.lanes: Sequence[Lane] = ()
-        self.answered = 0
-        self.batches = 0
         self.last_batch = 0
+        # Each takes one figure a batch and not one a call: measuring must cost a call next to nothing.
+        self.batches = Distribution(_SIZES)
+        """Calls in a batch."""
+        self.waits = Distribution(_SECONDS)
+        """Of each batch, how long the call that came first had waited when a lane took it, in seconds."""
+        self.commits = Distribution(_SECONDS)
+        """How long commits took, in seconds."""
+        self.refused = 0
+        """Calls that found no place in time."""
         # A dict, because a caller that leaves must get out of the middle.
         self._calls: OrderedDict[Call[Any], None] = OrderedDict()
         self._room = trio.Semaphore(max_queue)
@@ -50,6 +64,7 @@ class CallQueue:
         self._held_up: set[Lane] = set()
         self._watcher = trio.lowlevel.ParkingLot()
         self._closed = False
+        self._rounds = 0
 
     @property
     def busy(self) -> int:
@@ -93,6 +108,7 @@ class CallQueue:
             self._summoned = False
         for _ in range(min(len(self._calls), MAX_BATCH)):
             lane.waiting.append(self._calls.popitem(last=False)[0])
+        self.waits.observe(time.perf_counter() - lane.waiting[0].made_at)
         self._at_work.add(lane)
         if self._calls or len(lane.waiting) > 1:
             self._watcher.unpark()
@@ -102,9 +118,11 @@ class CallQueue:
         """Wake the callers of what the lane has run; what it has not come to goes back in front."""
         self._at_work.discard(lane)
         self._held_up.discard(lane)
-        self.batches += 1
+        self._rounds += 1
         self.last_batch = len(lane.begun)
-        self.answered += self.last_batch
+        self.batches.observe(self.last_batch)
+        if lane.commit_s is not None:
+            self.commits.observe(lane.commit_s)
         for call in lane.begun:
             if call.waiter is not None:
                 _wake(call)
@@ -121,8 +139,8 @@ class CallQueue:
         while True:
             await self._watcher.park()
             seen = None
-            while self._at_work and seen != self.batches:
-                seen = self.batches
+            while self._at_work and seen != self._rounds:
+                seen = self._rounds
                 await trio.sleep(STEP_IN_S)
             for lane in self._at_work:
                 self._take_back(lane)
@@ -152,6 +170,7 @@ class CallQueue:
         with trio.move_on_after(MAX_ADMISSION_S):
             await self._room.acquire()
             return
+        self.refused += 1
         raise Overloaded("the database has too much to do", retry_after_s=MAX_ADMISSION_S)
 
     def _summon(self) -> None:

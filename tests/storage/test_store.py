@@ -282,5 +282,3 @@ def test_a_personas_turns_are_counted(conn: sqlite3.Connection) -> None:
     turns.append_turns(conn, "a", [line("1"), answer("2"), line("3", 30.0)])
     turns.append_turns(conn, "k", [line("4", 40.0)])
     assert store.persona_turn_stats(conn, ARIA_ID) == (3, 2, 30.0)
-
-
