@@ -165,13 +165,14 @@ class Lane(ABC):
 
     def _next(self) -> Call[Any] | None:
         """The next call that somebody still waits for, now begun."""
-        with contextlib.suppress(IndexError):
-            while True:
-                call = self.waiting.popleft()
-                if call.waiter is not None:
-                    self.begun.append(call)
-                    return call
-        return None
+        # Not `while self.waiting`: the pool may take the last one out after that was asked.
+        try:
+            while (call := self.waiting.popleft()).waiter is None:
+                pass
+        except IndexError:
+            return None
+        self.begun.append(call)
+        return call
 
     def _attempt(self, call: Call[Any], conn: sqlite3.Connection) -> bool:
         """Run one call; whether it succeeded. Raises `sqlite3.Error` when its failure is the whole

@@ -77,7 +77,10 @@ class CallQueue:
     @trio.lowlevel.enable_ki_protection
     async def call(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Wait for a lane to run `fn`."""
-        await self._enter()
+        try:
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            await self._wait_for_room()
         try:
             if self._closed:
                 raise ShuttingDown("the database is closed")
@@ -163,10 +166,7 @@ class CallQueue:
                 _wake(call)
         self._calls.clear()
 
-    async def _enter(self) -> None:
-        with contextlib.suppress(trio.WouldBlock):
-            self._room.acquire_nowait()
-            return
+    async def _wait_for_room(self) -> None:
         with trio.move_on_after(MAX_ADMISSION_S):
             await self._room.acquire()
             return
