@@ -30,7 +30,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The slow tests: kill -9 rounds, hundreds of sockets, the servers that ours is measured beside."""
+    """The slow tests: kill -9 rounds, hundreds of sockets, what ours is measured beside."""
     install(session, "test,peers")
     session.run("pytest", "-q", "-m", "slow", *session.posargs)
 
@@ -88,6 +88,13 @@ def bench(session: nox.Session) -> None:
     """Ours beside other servers, as ratios: the tables of docs/performance.md. Takes some minutes."""
     install(session, "peers")
     session.run("python", "-m", "loadgen.bench", *session.posargs)
+
+
+@nox.session(name="bench-storage")
+def bench_storage(session: nox.Session) -> None:
+    """Our database beside others, as ratios: the tables of docs/performance.md. Takes some minutes."""
+    install(session, "peers")
+    session.run("python", "-m", "loadgen.storage", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,69 @@
+"""Ours: `open_database`, with the statement that all sides run, and with what the server runs."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, cast
+
+import attrs
+
+from loadgen.storage.job import CONTENT, INSERT, READ, Row, Session
+from persona.model import NewTurn
+from persona.storage import store
+from persona.storage.pool import Database, open_database
+
+
+@attrs.frozen
+class Ours:
+    """One statement a call, like everybody."""
+
+    _database: Database
+
+    async def append(self, row: Row) -> None:
+        """See `Session`."""
+
+        def insert(conn: sqlite3.Connection) -> None:
+            conn.execute(INSERT, row)
+
+        await self._database.write(insert)
+
+    async def read(self, values: Row) -> list[str]:
+        """See `Session`."""
+        rows = await self._database.read(lambda conn: conn.execute(READ, values).fetchall())
+        return [row[CONTENT] for row in rows]
+
+
+@attrs.frozen
+class AsServed:
+    """What the server calls: an append also moves the conversation's time, counts its turns and finds the
+    turn's parent; a read makes objects of its rows."""
+
+    _database: Database
+
+    async def append(self, row: Row) -> None:
+        """See `Session`."""
+        turn = NewTurn(role=row[2], speaker_id=row[3], content=row[4], created_at=row[5])
+        await self._database.write(lambda conn: store.append_turns(conn, row[0], [turn]))
+
+    async def read(self, values: Row) -> list[str]:
+        """See `Session`."""
+        conversation_id, before_id, limit = values
+        turns, _ = await self._database.read(
+            lambda conn: store.recent_turns(conn, conversation_id, limit, before_id)
+        )
+        return [turn.content for turn in reversed(turns)]
+
+
+@asynccontextmanager
+async def ours(path: Path, synchronous: str) -> AsyncIterator[Session]:
+    """The database as the server opens it."""
+    async with open_database(path, synchronous=cast(Literal["full", "normal"], synchronous)) as database:
+        yield Ours(database)
+
+
+@asynccontextmanager
+async def as_served(path: Path, synchronous: str) -> AsyncIterator[Session]:
+    """The same, with the store's functions."""
+    async with open_database(path, synchronous=cast(Literal["full", "normal"], synchronous)) as database:
+        yield AsServed(database)
