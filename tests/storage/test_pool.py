@@ -71,6 +71,30 @@ async def test_closing_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytes
                 await trio.testing.wait_all_tasks_blocked()
 
 
+async def test_a_thread_that_has_a_connection_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CLOSE_TIMEOUT_S", 0.05)
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow(_conn: sqlite3.Connection) -> None:
+        begun.set()
+        threading.Event().wait(0.4)
+        ended.set()
+
+    async def given_up(database: Database) -> None:
+        with pytest.raises(ShuttingDown):
+            await database.write(slow)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as callers:
+            async with open_database(tmp_path / "p.db") as database:
+                callers.start_soon(given_up, database)
+                await trio.to_thread.run_sync(begun.wait)
+            # Its caller was given up long before.
+            assert ended.is_set()
+
+
 async def test_nothing_is_left_in_the_log_after_closing(tmp_path: Path) -> None:
     path = tmp_path / "p.db"
     with trio.fail_after(20):

@@ -64,9 +64,10 @@ def test_another_text_than_was_acknowledged_is_found_out(job: Job, path: Path) -
         job.verify(path, [str(job.row(1, 2)[4])])
 
 
-def test_an_old_turn_that_is_gone_is_found_out(job: Job, path: Path) -> None:
+@pytest.mark.parametrize("harm", ["DELETE FROM turns", "UPDATE turns SET content = 'else'"])
+def test_an_old_turn_that_is_gone_is_found_out(job: Job, path: Path, harm: str) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        conn.execute("DELETE FROM turns WHERE id = 7")
+        conn.execute(f"{harm} WHERE id = 7")
     with pytest.raises(WrongResult, match="3999 of 4000 old"):
         job.verify(path, [])
 
