@@ -8,7 +8,7 @@ from typing import cast
 import aiosqlite
 import attrs
 
-from loadgen.storage.job import BUSY_TIMEOUT_S, CONTENT, INSERT, READ, Row, Session, pragmas
+from loadgen.storage.job import BUSY_TIMEOUT_S, CONTENT, INSERT, READ, Row, Session, Values, pragmas
 
 
 @attrs.frozen
@@ -24,7 +24,7 @@ class Connection:
         await self._conn.execute(INSERT, row)
         await self._conn.commit()
 
-    async def read(self, values: Row) -> list[str]:
+    async def read(self, values: Values) -> list[str]:
         """See `Session`."""
         rows = cast(list[Row], await self._conn.execute_fetchall(READ, values))
         return [row[CONTENT] for row in rows]
@@ -34,7 +34,7 @@ class Connection:
 class ConnectionWithCursors(Connection):
     """With cursors as in its documentation: a hop for each step instead of one for all."""
 
-    async def read(self, values: Row) -> list[str]:
+    async def read(self, values: Values) -> list[str]:
         """See `Session`."""
         async with self._conn.execute(READ, values) as cursor:
             rows = cast(list[Row], await cursor.fetchall())

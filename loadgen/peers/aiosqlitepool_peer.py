@@ -11,7 +11,7 @@ import attrs
 from aiosqlitepool import SQLiteConnectionPool
 
 from loadgen.peers.aiosqlite_peer import configure
-from loadgen.storage.job import BUSY_TIMEOUT_S, CONTENT, INSERT, READ, Row, Session
+from loadgen.storage.job import BUSY_TIMEOUT_S, CONTENT, INSERT, READ, Row, Session, Values
 
 POOL_SIZE = 10
 
@@ -28,7 +28,7 @@ class Pool:
             await conn.execute(INSERT, row)
             await conn.commit()
 
-    async def read(self, values: Row) -> list[str]:
+    async def read(self, values: Values) -> list[str]:
         """See `Session`."""
         async with self._pool.connection() as conn:
             rows = cast(list[Row], await conn.execute_fetchall(READ, values))

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from loadgen.storage.job import CONTENT, INSERT, READ, Row, Session, connect
+from loadgen.storage.job import CONTENT, INSERT, READ, Row, Session, Values, connect
 
 POOL_SIZE = 10
 
@@ -25,7 +25,7 @@ class Pool:
         """See `Session`."""
         await trio.to_thread.run_sync(self._append, row, limiter=self._limiter)
 
-    async def read(self, values: Row) -> list[str]:
+    async def read(self, values: Values) -> list[str]:
         """See `Session`."""
         rows = await trio.to_thread.run_sync(self._read, values, limiter=self._limiter)
         return [row[CONTENT] for row in rows]
@@ -37,7 +37,7 @@ class Pool:
         finally:
             self._idle.append(conn)
 
-    def _read(self, values: Row) -> list[Row]:
+    def _read(self, values: Values) -> list[Row]:
         conn = self._idle.pop()
         try:
             return conn.execute(READ, values).fetchall()

@@ -10,20 +10,27 @@ from typing import Any, Protocol
 
 import attrs
 
-from persona.storage import schema, store
+from persona.storage import schema, store, turns
 from persona.storage.seed import ARIA_ID
 
 Row = tuple[Any, ...]
+Values = dict[str, Any]
 
 CONVERSATIONS = 100
 CONTENT_BYTES = 300
 READ_TURNS = 20
-INSERT = store.INSERT_TURN
-READ = store.RECENT_TURNS
+INSERT = turns.INSERT_TURN
+READ = turns.BRANCH
 CONTENT = 5
 """The content's place in a row of `READ`."""
 BUSY_TIMEOUT_S = 60.0
 """Beyond any wait that a crowd of writers makes for itself: no side may fail for it."""
+
+
+_LAST_TURN_IS_CURRENT = """
+    UPDATE conversations SET current_turn_id =
+        (SELECT max(turns.id) FROM turns WHERE turns.conversation_id = conversations.id)
+"""
 
 
 class WrongResult(Exception):
@@ -37,7 +44,7 @@ class Session(Protocol):
         """Insert one row with `INSERT`; returns when it is committed."""
         ...
 
-    async def read(self, values: Row) -> list[str]:
+    async def read(self, values: Values) -> list[str]:
         """Run `READ`; the contents of the rows, in their order."""
         ...
 
@@ -70,7 +77,7 @@ class Job:
     """What a read must find, newest first."""
 
     @classmethod
-    def prepare(cls, template: Path, turns: int) -> "Job":
+    def prepare(cls, template: Path, size: int) -> "Job":
         """Make the file: our schema, and turns of all conversations taking turns, so that those of one
         are as far apart as in a server with many users."""
         with closing(sqlite3.connect(template, isolation_level=None)) as conn:
@@ -80,15 +87,28 @@ class Job:
                 store.CREATE_CONVERSATION,
                 [(f"c{n}", ARIA_ID, "anonymous", n, n, 0) for n in range(CONVERSATIONS)],
             )
-            conn.executemany(INSERT, (_row(f"c{n % CONVERSATIONS}", f"old {n}") for n in range(turns)))
+            # A new file numbers its turns from 1 on.
+            conn.executemany(
+                INSERT,
+                (
+                    _row(
+                        f"c{n % CONVERSATIONS}",
+                        f"old {n}",
+                        n + 1 - CONVERSATIONS if n >= CONVERSATIONS else None,
+                    )
+                    for n in range(size)
+                ),
+            )
+            conn.execute(_LAST_TURN_IS_CURRENT)
             conn.execute("COMMIT")
-        first = [_padded(f"old {n}") for n in range(0, turns, CONVERSATIONS)]
-        return cls(template, turns, tuple(reversed(first[-READ_TURNS:])))
+        first = [_padded(f"old {n}") for n in range(0, size, CONVERSATIONS)]
+        return cls(template, size, tuple(reversed(first[-READ_TURNS:])))
 
     @property
-    def read_values(self) -> Row:
+    def read_values(self) -> Values:
         """The values for `READ`. Nobody appends to this conversation, so the answer is always the same."""
-        return ("c0", 2**63 - 1, READ_TURNS)
+        leaf = (self.turns - 1) // CONVERSATIONS * CONVERSATIONS + 1
+        return {"leaf": leaf, "limit": READ_TURNS}
 
     def row(self, task: int, n: int) -> Row:
         """The `n`-th turn that a task appends."""
@@ -123,5 +143,5 @@ def _padded(text: str) -> str:
     return text.ljust(CONTENT_BYTES, ".")
 
 
-def _row(conversation_id: str, text: str) -> Row:
-    return (conversation_id, None, "user", "anonymous", _padded(text), 1.0, 0, None, None, None)
+def _row(conversation_id: str, text: str, parent_id: int | None = None) -> Row:
+    return (conversation_id, parent_id, "user", "anonymous", _padded(text), 1.0, 0, None, None, None, None)

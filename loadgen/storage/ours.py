@@ -8,9 +8,9 @@ from typing import Literal, cast
 
 import attrs
 
-from loadgen.storage.job import CONTENT, INSERT, READ, Row, Session
+from loadgen.storage.job import CONTENT, INSERT, READ, Row, Session, Values
 from persona.model import NewTurn
-from persona.storage import store
+from persona.storage import turns
 from persona.storage.pool import Database, open_database
 
 
@@ -28,7 +28,7 @@ class Ours:
 
         await self._database.write(insert)
 
-    async def read(self, values: Row) -> list[str]:
+    async def read(self, values: Values) -> list[str]:
         """See `Session`."""
         rows = await self._database.read(lambda conn: conn.execute(READ, values).fetchall())
         return [row[CONTENT] for row in rows]
@@ -44,15 +44,12 @@ class AsServed:
     async def append(self, row: Row) -> None:
         """See `Session`."""
         turn = NewTurn(role=row[2], speaker_id=row[3], content=row[4], created_at=row[5])
-        await self._database.write(lambda conn: store.append_turns(conn, row[0], [turn]))
+        await self._database.write(lambda conn: turns.append_turns(conn, row[0], [turn]))
 
-    async def read(self, values: Row) -> list[str]:
+    async def read(self, values: Values) -> list[str]:
         """See `Session`."""
-        conversation_id, before_id, limit = values
-        turns, _ = await self._database.read(
-            lambda conn: store.recent_turns(conn, conversation_id, limit, before_id)
-        )
-        return [turn.content for turn in reversed(turns)]
+        found = await self._database.read(lambda conn: turns.branch(conn, values["leaf"], values["limit"]))
+        return [turn.content for turn in reversed(found)]
 
 
 @asynccontextmanager

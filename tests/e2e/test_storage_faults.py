@@ -21,6 +21,7 @@ import trio
 from persona.client import Client, RemoteError, open_client
 from persona.model import Conversation, NewTurn
 from persona.storage import store
+from persona.storage import turns as stored_turns
 from persona.storage.pool import open_database
 from tests.disk import (
     READ,
@@ -275,7 +276,7 @@ async def write_a_long_conversation(folder: Path) -> None:
             id="long", persona_id=persona.id, user="anonymous", created_at=0.0, updated_at=0.0, turn_count=0
         )
         await database.write(lambda conn: store.create_conversation(conn, conversation))
-        await database.write(lambda conn: store.append_turns(conn, "long", turns))
+        await database.write(lambda conn: stored_turns.append_turns(conn, "long", turns))
 
 
 async def test_a_stop_while_the_disk_is_full(small_disk: Path) -> None:

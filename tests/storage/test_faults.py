@@ -14,6 +14,7 @@ import trio
 from persona.errors import DatabaseError, MemoryFailure
 from persona.model import Conversation, NewTurn
 from persona.storage import connection, store
+from persona.storage import turns as stored_turns
 from persona.storage.pool import Database, open_database
 from tests.disk import Injector, Unwritable, needs_fiu
 from tests.storage.lanes import add, create, rows
@@ -127,7 +128,7 @@ async def append_turns(database: Database, count: int) -> None:
     turns = [
         NewTurn(role="user", speaker_id="", content=f"{n} {'.' * 300}", created_at=0.0) for n in range(count)
     ]
-    await database.write(lambda conn: store.append_turns(conn, "c", turns))
+    await database.write(lambda conn: stored_turns.append_turns(conn, "c", turns))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -192,7 +193,8 @@ async def test_a_log_of_garbage_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "p.db-wal").write_bytes(bytes(range(256)) * 200)
     with trio.fail_after(10):
         async with open_database(path) as database:
-            turns, _ = await database.read(lambda conn: store.recent_turns(conn, "c", 1000))
+            page = await database.read(lambda conn: stored_turns.recent_turns(conn, "c", 1000))
+            turns = [t for t, _ in page.turns]
             assert len(turns) == 400
             await append_turns(database, 1)
 

@@ -1,6 +1,5 @@
 """The tree of a conversation: branches are read whole and in order, and nothing walks a table."""
 
-import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -357,28 +356,7 @@ def test_a_tree_is_what_a_model_of_it_says(events: list[tuple[str, int]]) -> Non
     conn.close()
 
 
-# Plans, and how they hold
-
-QUERIES = {
-    name: value
-    for name, value in vars(turns).items()
-    if name.isupper() and not name.startswith("_") and isinstance(value, str)
-}
-
-
-def plan(conn: sqlite3.Connection, query: str) -> list[str]:
-    values: list[None] | dict[str, None] = [None] * query.count("?")
-    if ":" in query:
-        values = dict.fromkeys(re.findall(r":(\w+)", query))
-    return [row[3] for row in conn.execute(f"EXPLAIN QUERY PLAN {query}", values)]
-
-
-def faults(steps: list[str]) -> list[str]:
-    # The paths of a recursive query are walked, which is what they are for.
-    walked = re.compile(
-        r"SCAN (?!path|down|CONSTANT)|SEARCH [^(]*$(?<!SEARCH down)|.*(TEMP B-TREE|BLOOM|AUTO)"
-    )
-    return [step for step in steps if walked.match(step)]
+# How long it takes
 
 
 def fill(conn: sqlite3.Connection, conversations: int, total: int) -> None:
@@ -392,33 +370,6 @@ def fill(conn: sqlite3.Connection, conversations: int, total: int) -> None:
         new = NewTurn(role="user", speaker_id="a", content="x" * 300, created_at=n, client_msg_id=f"m{n}")
         turns.append_turns(conn, f"d{n % conversations}", [new])
     conn.execute("COMMIT")
-
-
-@pytest.mark.parametrize("analyzed", [False, True])
-@pytest.mark.parametrize("shape", [(0, 0), (1, 1), (1, 5), (1, 2000), (700, 2000)])
-def test_no_query_walks_a_table_or_sorts(
-    conn: sqlite3.Connection, shape: tuple[int, int], analyzed: bool
-) -> None:
-    fill(conn, *shape)
-    if analyzed:
-        conn.execute("ANALYZE")
-    found = {name: faults(plan(conn, query)) for name, query in QUERIES.items()}
-    assert {name: steps for name, steps in found.items() if steps} == {}
-    assert len(QUERIES) > 10
-
-
-def test_the_plan_test_would_notice(conn: sqlite3.Connection) -> None:
-    for query in (
-        "SELECT * FROM turns WHERE content = ?",
-        "SELECT * FROM turns WHERE conversation_id = ? ORDER BY content",
-        turns.CHILDREN.replace("INDEXED BY turns_siblings", "NOT INDEXED"),
-    ):
-        assert faults(plan(conn, query)), query
-    for index in ("turns_siblings", "turns_client_msg_id"):
-        conn.execute(f"DROP INDEX {index}")
-        with pytest.raises(sqlite3.OperationalError, match="no such index"):
-            for query in QUERIES.values():
-                plan(conn, query)
 
 
 def test_a_long_conversation_is_no_slower_to_read_at_its_end(conn: sqlite3.Connection) -> None:
