@@ -288,6 +288,7 @@ async def run_server(
                 synchronous=settings.database.synchronous,
                 busy_timeout_s=settings.database.busy_timeout_s,
                 cache_pages=settings.database.cache_pages,
+                wal_limit_bytes=settings.database.wal_limit_bytes,
             ) as database,
             open_backend(settings.llm) as backend,
             open_server(settings, database=database, backend=backend, tokens=tokens) as server,

@@ -30,6 +30,7 @@ import trio
 
 from persona.errors import MemoryFailure
 from persona.storage.failures import FailureLog
+from persona.storage.upkeep import Upkeep
 
 T = TypeVar("T")
 
@@ -211,20 +212,44 @@ class Lane(ABC):
 
 
 class Writer(Lane):
-    """The one connection that writes, and the only one that ever runs a `wal_checkpoint`."""
+    """The one connection that writes, and the only one that ever runs a `wal_checkpoint`. A database in
+    memory has no upkeep."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], upkeep: Upkeep | None = None) -> None:
         super().__init__(lambda: self._on_firm_ground(connect()))
+        self.upkeep = upkeep
+
+    def run(self) -> None:
+        """See `Lane.run`; then the upkeep learns what that made of the log."""
+        super().run()
+        if self.upkeep is not None:
+            self.upkeep.after_batch()
+
+    def prepare(self) -> None:
+        """Open the connection. Raises `sqlite3.Error` when that is not possible; the upkeep's own
+        troubles are no reason not to start."""
+        self.open()
+        self._keep_up(Upkeep.begin)
+
+    def tidy(self) -> None:
+        """Do the upkeep that is due. Raises nothing but bugs."""
+        self._keep_up(Upkeep.run)
 
     def close(self) -> None:
         """Move the write-ahead log into the database file, then close."""
         if self._conn is not None:
-            try:
-                self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            except sqlite3.Error as exc:
-                # Nothing is lost: the next start finds it all in the log.
-                _log.warning("wal_checkpoint_failed", error=str(exc))
+            # Where it fails nothing is lost: the next start finds it all in the log.
+            self._keep_up(Upkeep.end)
         super().close()
+
+    def _keep_up(self, work: Callable[[Upkeep, sqlite3.Connection], None]) -> None:
+        if self.upkeep is None:
+            return
+        try:
+            work(self.upkeep, self.open())
+        except sqlite3.Error as exc:
+            self.upkeep.failed(exc)
+            self._recover(exc)
 
     def _run(self, conn: sqlite3.Connection) -> None:
         execute = conn.cursor().execute

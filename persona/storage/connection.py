@@ -60,6 +60,13 @@ class ConnectionSettings:
         conn.execute(f"PRAGMA synchronous = {self.synchronous}")
         conn.execute(f"PRAGMA cache_size = {self.cache_pages:d}")
         conn.execute("PRAGMA foreign_keys = ON")
+        # The writer's upkeep does it, and nobody else.
+        conn.execute("PRAGMA wal_autocheckpoint = 0")
+
+    @property
+    def wal_path(self) -> Path:
+        """The write-ahead log, where SQLite puts it."""
+        return self.path.with_name(f"{self.path.name}-wal")
 
     def make_directory(self) -> None:
         """Make the directories that the file needs. Raises `DatabaseError` where it is one itself."""
@@ -94,11 +101,6 @@ class ConnectionSettings:
         schema.migrate(conn, self.path)
         self.configure(conn)
         return conn
-
-    @property
-    def wal_path(self) -> Path:
-        """The write-ahead log, where SQLite puts it."""
-        return self.path.with_name(f"{self.path.name}-wal")
 
     def _uri(self, mode: Literal["ro", "rw"]) -> str:
         return f"{self.path.as_uri()}?mode={mode}"

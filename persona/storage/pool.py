@@ -15,6 +15,8 @@ Rules:
 * Leaving `open_database` finishes what was accepted, even when the surrounding scope is cancelled,
   for at most `CLOSE_TIMEOUT_S`.
 * Threads hold connections, so none is ever abandoned.
+* What the file needs besides (`upkeep`) the writer does while nobody writes, or between two batches: a
+  write waits for one `wal_checkpoint` at most.
 """
 
 import sqlite3
@@ -40,6 +42,7 @@ from persona.storage.connection import (
 )
 from persona.storage.lock import exclusive
 from persona.storage.queue import CallQueue
+from persona.storage.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from outcome import Outcome
@@ -90,16 +93,22 @@ class DatabaseStatistics:
     """Failures of SQLite by kind, one of `batch.FAILURE_KINDS`."""
     wal_bytes: int
     """The size of the write-ahead log's file."""
+    wal_checkpoints: int
+    """How often the write-ahead log was taken in and emptied."""
+    wal_checkpoints_put_off: int
+    """How often a part of it stayed, since somebody still read from it."""
+    upkeep_failures: int
+    """Each was logged as `database_upkeep_failed`."""
 
 
 @final
 class Database:
     """Reads and writes of one database. Made by `open_database`; safe to use from many tasks."""
 
-    def __init__(self, writes: CallQueue, reads: CallQueue, wal: Path | None = None) -> None:
+    def __init__(self, writes: CallQueue, reads: CallQueue, upkeep: Upkeep | None = None) -> None:
         self._writes = writes
         self._reads = reads
-        self._wal = wal
+        self._upkeep = upkeep
 
     async def write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run `fn` on the writer's connection; returns when what it did is on disk.
@@ -124,7 +133,7 @@ class Database:
     def statistics(self) -> DatabaseStatistics:
         """Figures for the monitor. Cheap: the only I/O is one `stat`, which the kernel answers from
         memory for a file that is open."""
-        writes, reads = self._writes, self._reads
+        writes, reads, upkeep = self._writes, self._reads, self._upkeep
         lanes = (*writes.lanes, *reads.lanes)
         return DatabaseStatistics(
             write_queue_length=len(writes),
@@ -145,7 +154,10 @@ class Database:
             lock_wait_s=sum(lane.lock_wait_s for lane in lanes),
             replaced_connections=sum(lane.replaced for lane in lanes),
             failures={kind: sum(lane.failures[kind] for lane in lanes) for kind in FAILURE_KINDS},
-            wal_bytes=0 if self._wal is None else _size_bytes(self._wal),
+            wal_bytes=0 if upkeep is None else upkeep.wal_bytes(),
+            wal_checkpoints=0 if upkeep is None else upkeep.checkpoints,
+            wal_checkpoints_put_off=0 if upkeep is None else upkeep.put_off,
+            upkeep_failures=0 if upkeep is None else upkeep.failures,
         )
 
 
@@ -168,6 +180,7 @@ async def open_database(
     synchronous: Synchronous = "full",
     busy_timeout_s: float = 5,
     cache_pages: int = 10_000,
+    wal_limit_bytes: int = 16 * 1024 * 1024,
     max_queue: int = 1024,
     threads: bool = True,
 ) -> AsyncIterator[Database]:
@@ -196,7 +209,8 @@ async def open_database(
             with startup_errors(settings.path):
                 settings.make_directory()
                 stack.enter_context(exclusive(settings.path))
-            writer, reads.lanes = await hop(partial(_open_lanes, settings, readers))
+            upkeep = Upkeep(settings.wal_path, wal_limit_bytes)
+            writer, reads.lanes = await hop(partial(_open_lanes, settings, readers, upkeep))
         else:
             hop = _stay
             conn = settings.open_memory()
@@ -204,19 +218,19 @@ async def open_database(
             writer.open()
         writes.lanes = [writer]
         stack.enter_context(ungrouped())
-        async with _serving(writes, reads, hop):
-            yield Database(writes, reads, settings.wal_path if threads else None)
+        async with _serving(writer, writes, reads, hop):
+            yield Database(writes, reads, writer.upkeep)
 
 
 @asynccontextmanager
-async def _serving(writes: CallQueue, reads: CallQueue, hop: Hop[Any]) -> AsyncIterator[None]:
+async def _serving(writer: Writer, writes: CallQueue, reads: CallQueue, hop: Hop[Any]) -> AsyncIterator[None]:
     """Run the lanes while the block runs, and until what it put in is done."""
     # The lanes are shielded for as long as the block runs, because those in it may still save something
     # while they are being cancelled; the end of the block bounds that.
     scope = trio.CancelScope(shield=True)
     drained = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_run_lanes, writes, reads, hop, scope, drained)
+        nursery.start_soon(_run_lanes, writer, writes, reads, hop, scope, drained)
         try:
             yield
         finally:
@@ -230,25 +244,33 @@ async def _serving(writes: CallQueue, reads: CallQueue, hop: Hop[Any]) -> AsyncI
 
 
 async def _run_lanes(
-    writes: CallQueue, reads: CallQueue, hop: Hop[Any], scope: trio.CancelScope, drained: trio.Event
+    writer: Writer,
+    writes: CallQueue,
+    reads: CallQueue,
+    hop: Hop[Any],
+    scope: trio.CancelScope,
+    drained: trio.Event,
 ) -> None:
     """Run the lanes until their queues are closed and empty, then close the connections."""
     try:
         with scope:
             async with trio.open_nursery() as watchers:
-                # Not for one lane, and never under a mock clock: its timer would move the time.
+                # Not for one lane, and neither under a mock clock, for a database in memory: their timers
+                # would move the time.
                 if len(reads.lanes) > 1:
                     watchers.start_soon(reads.watch)
+                if writer.upkeep is not None:
+                    watchers.start_soon(_nudge_when_idle, writes, writer.upkeep)
                 async with trio.open_nursery() as nursery:
-                    for queue in (writes, reads):
-                        for lane in queue.lanes:
-                            nursery.start_soon(_work, queue, lane, hop)
+                    nursery.start_soon(_write, writes, writer, hop)
+                    for lane in reads.lanes:
+                        nursery.start_soon(_work, reads, lane, hop)
                 watchers.cancel_scope.cancel()
     finally:
         drained.set()
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             # The writer last: whoever closes last moves the log into the file.
-            await hop(partial(_close_lanes, (*reads.lanes, *writes.lanes)))
+            await hop(partial(_close_lanes, (*reads.lanes, writer)))
 
 
 @trio.lowlevel.enable_ki_protection
@@ -276,33 +298,54 @@ async def _in_thread(fn: Callable[[], T]) -> T:
     return cast(T, await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED))
 
 
+@trio.lowlevel.enable_ki_protection
+async def _write(queue: CallQueue, writer: Writer, hop: Hop[None]) -> None:
+    """As `_work`, with upkeep in between: callers have then been answered, and the next ones wait for no
+    more than one step of it."""
+    upkeep = writer.upkeep
+    while await queue.take(writer):
+        is_nudged = not writer.waiting
+        if not is_nudged:
+            await hop(writer.run)
+            queue.answer(writer)
+        if upkeep is not None and (is_nudged or upkeep.is_due):
+            await hop(writer.tidy)
+
+
+async def _nudge_when_idle(queue: CallQueue, upkeep: Upkeep) -> None:
+    """Wake the writer when it has not run a batch for a while and has left something in the log.
+
+    Not a deadline around each of the writer's rests: nobody needs it so exact, and each lone write would pay
+    for it.
+    """
+    seen = upkeep.batches
+    while True:
+        await trio.sleep(upkeep.pause_s)
+        if upkeep.has_log and seen == upkeep.batches:
+            queue.nudge()
+        seen = upkeep.batches
+
+
 async def _stay(fn: Callable[[], T]) -> T:
     """A hop that leads nowhere: for a database in memory."""
     await trio.lowlevel.checkpoint()
     return fn()
 
 
-def _open_lanes(settings: ConnectionSettings, readers: int) -> tuple[Lane, list[Lane]]:
-    writer = Writer(settings.connect)
+def _open_lanes(settings: ConnectionSettings, readers: int, upkeep: Upkeep) -> tuple[Writer, list[Lane]]:
+    writer = Writer(settings.connect, upkeep)
     others: list[Lane] = [Reader(partial(settings.connect, query_only=True)) for _ in range(readers)]
     lanes = [writer, *others]
     with startup_errors(settings.path):
         settings.prepare()
         try:
-            for lane in lanes:
+            writer.prepare()
+            for lane in others:
                 lane.open()
         except BaseException:
             _close_lanes(reversed(lanes))
             raise
     return writer, others
-
-
-def _size_bytes(path: Path) -> int:
-    """Of a file, 0 where there is none or the system does not say."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _close_lanes(lanes: Iterable[Lane]) -> None:

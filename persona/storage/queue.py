@@ -60,6 +60,7 @@ class CallQueue:
         self._room = trio.Semaphore(max_queue)
         self._idle = trio.lowlevel.ParkingLot()
         self._summoned = False
+        self._nudged = False
         self._at_work: set[Lane] = set()
         self._held_up: set[Lane] = set()
         self._watcher = trio.lowlevel.ParkingLot()
@@ -102,13 +103,17 @@ class CallQueue:
             self._room.release()
 
     async def take(self, lane: Lane) -> bool:
-        """Wait for calls, and give the lane all of them, up to `MAX_BATCH`. False when there will be
-        no more."""
+        """Wait for calls, and give the lane all of them, up to `MAX_BATCH`; none when it was nudged. False
+        when there will be no more."""
         while not self._calls:
             if self._closed:
                 return False
+            if self._nudged:
+                self._nudged = False
+                return True
             await self._idle.park()
             self._summoned = False
+        self._nudged = False
         for _ in range(min(len(self._calls), MAX_BATCH)):
             lane.waiting.append(self._calls.popitem(last=False)[0])
         self.waits.observe(time.perf_counter() - lane.waiting[0].made_at)
@@ -150,6 +155,12 @@ class CallQueue:
             self._held_up |= self._at_work
             self._at_work.clear()
             self._summon()
+
+    def nudge(self) -> None:
+        """Wake a lane that stands by though there are no calls; nothing when there are."""
+        if self._idle and not self._summoned:
+            self._nudged = True
+            self._idle.unpark()
 
     def close(self) -> None:
         """Accept no further call."""

@@ -120,6 +120,7 @@ async def test_an_exception_of_the_block_leaves_it_as_it_is(tmp_path: Path) -> N
 async def test_every_connection_is_set_up(tmp_path: Path, synchronous: Synchronous) -> None:
     def pragmas(conn: sqlite3.Connection) -> list[object]:
         names = ("journal_mode", "synchronous", "cache_size", "foreign_keys", "query_only", "busy_timeout")
+        assert conn.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
         return [conn.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
 
     level = {"full": 2, "normal": 1}[synchronous]
