@@ -1,4 +1,4 @@
-"""The command line: `persona serve`, `demo`, `chat`, `config`.
+"""The command line: `persona serve`, `demo`, `chat`, `config`, `backup`, `check`.
 
 Commands read their options and call on. What they call is imported when it is called, so that `--help`
 and `config` do not pay for trio and the server.
@@ -233,6 +233,34 @@ def config(config_file: Path | None, output: str, **options: Any) -> None:
     """Print the effective settings and where each came from: default, file, environment or flag."""
     loaded = _load(config_file, options)
     click.echo(settings_table(loaded) if output == "table" else settings_toml(loaded).rstrip("\n"))
+
+
+@main.command()
+@click.argument("target", type=_FILE, metavar="PATH")
+@click.option("--force", is_flag=True, help="Replace PATH if it is there.")
+@settings_options("database.path")
+def backup(config_file: Path | None, target: Path, force: bool, **options: Any) -> None:
+    """Copy the database to PATH, checked, also while a server runs."""
+    loaded = _load(config_file, options)
+    from persona.storage.backup import back_up
+
+    click.echo(back_up(loaded.settings.database.file, target, force=force))
+
+
+@main.command()
+@settings_options("database.path")
+def check(config_file: Path | None, **options: Any) -> None:
+    """Look for damage in the database, also while a server runs; changes nothing.
+
+    Exits with 0 when it is sound, 1 when it is damaged, 2 when it cannot be looked at.
+    """
+    loaded = _load(config_file, options)
+    from persona.storage.check import check as look
+
+    report = look(loaded.settings.database.file)
+    for line in report.lines():
+        click.echo(line)
+    sys.exit(0 if report.is_sound else 1)
 
 
 def _configure_logging(loaded: LoadedSettings, default_level: Literal["error"] | None = None) -> None:

@@ -170,3 +170,9 @@ class SettingsError(StartupError):
 
 class DatabaseError(StartupError):
     """The database file cannot be used: newer than this program, corrupt, or not writable."""
+
+
+class DatabaseUnreadable(DatabaseError):
+    """The database file cannot be looked at, so that nothing is known of it."""
+
+    exit_code = 2

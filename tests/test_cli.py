@@ -16,6 +16,8 @@ import persona
 from persona.cli import FLAG_HELP, main
 from persona.config import Settings, declared, load_settings
 from persona.errors import StartupError
+from tests.storage.saved import save
+from tests.storage.spoil import spoil_page
 
 URL = "ws://127.0.0.1:8123/mcp"
 
@@ -53,7 +55,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **functions: Callable
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"persona, version {persona.__version__}\n"
     helped = run("-h").stdout
-    for command in ("serve", "demo", "chat", "config"):
+    for command in ("serve", "demo", "chat", "config", "backup", "check"):
         assert command in helped
         assert run(command, "--help").exit_code == 0
 
@@ -339,3 +341,43 @@ def test_a_token_file_that_cannot_be_read_is_one_line(file: str, says: str) -> N
     assert done.exit_code == 1
     assert done.stderr.startswith(f"persona: error: {says}")
     assert done.stderr.count("\n") == 1
+
+
+# backup and check
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return save(tmp_path / "p.db")
+
+
+def test_backup_says_in_one_line_what_it_did(database: Path) -> None:
+    done = run("backup", "b.db", "--db", str(database))
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"backed up {database} to {Path('b.db').absolute()}: 2 personas, ")
+    assert done.stdout.count("\n") == 1
+    again = run("backup", "b.db", env={"PERSONA_DATABASE_PATH": str(database)})
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert again.stderr.startswith("persona: error: ")
+    assert again.stderr.endswith("exists already; name another file or use --force\n")
+    assert run("backup", "b.db", "--force", env={"PERSONA_DATABASE_PATH": str(database)}).exit_code == 0
+
+
+def test_check_ends_with_what_it_found(database: Path) -> None:
+    sound = run("check", "--db", str(database))
+    assert (sound.exit_code, sound.stderr) == (0, "")
+    assert sound.stdout.startswith(f"{database}: sound; 2 personas, ")
+    spoil_page(database, "turns")
+    damaged = run("check", "--db", str(database))
+    assert (damaged.exit_code, damaged.stderr) == (1, "")
+    assert damaged.stdout.startswith(f"{database}: damaged\n  turns: only ")
+    assert "What to do:\n  stop the server" in damaged.stdout
+
+
+def test_check_of_nothing_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    done = run("check", "--db", "gone.db")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert (
+        done.stderr == f"persona: error: {tmp_path / 'gone.db'}: cannot be read: No such file or directory\n"
+    )
+    assert not Path("gone.db").exists()

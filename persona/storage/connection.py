@@ -127,6 +127,51 @@ def startup_errors(path: Path) -> Iterator[None]:
         raise DatabaseError(f"{path}: {_advice(exc)}") from exc
 
 
+READ_TIMEOUT_S = 5.0
+"""How long `open_snapshot` waits for a lock; only another program's clean-up after a crash takes one."""
+
+
+@contextmanager
+def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that reads one state of our database at `path`: all that was committed so far.
+
+    Safe beside a running server: it writes neither file nor log, and takes nothing of the log in, not even
+    when it closes last. It may leave a `-shm` file and an empty `-wal` file, as every reader does.
+
+    Raises `DatabaseError` when the file is not there, not to be read, another program's or too new, and
+    `sqlite3.Error` when it is damaged; the block's errors leave it as they are.
+    """
+    path = path.absolute()
+    with _reading_errors(path):
+        if path.is_dir():
+            raise DatabaseError(f"{path}: a directory; name a file in it")
+        path.stat()
+        conn = _connect(f"{path.as_uri()}?mode=ro", READ_TIMEOUT_S)
+    with closing(conn):
+        with _reading_errors(path):
+            conn.execute("BEGIN")
+            if not schema.check(conn, path):
+                raise DatabaseError(f"{path}: empty; name another file")
+        yield conn
+
+
+@contextmanager
+def _reading_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise DatabaseError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except sqlite3.Error as exc:
+        match getattr(exc, "sqlite_errorcode", 0) & 0xFF:
+            case sqlite3.SQLITE_CORRUPT:
+                raise
+            case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+                said = "cannot be read; make the file readable, and its directory writable for SQLite's -shm"
+            case _:
+                said = _advice(exc)
+        raise DatabaseError(f"{path}: {said}") from exc
+
+
 def warn_of_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
     """Log a warning when this SQLite has the bug; whether it has."""
     if not (3, 7, 0) <= version <= (3, 51, 2):
