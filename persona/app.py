@@ -4,6 +4,7 @@
     `- backend                    the model's HTTP client
        `- root nursery
           |- background workers
+          |- retention
           |- monitor
           |- keepalive, for all connections
           |- pace, for all streams
@@ -52,6 +53,7 @@ from persona.service.context import ContextBudget
 from persona.service.conversations import Conversations
 from persona.service.hub import Hub
 from persona.service.personas import Personas
+from persona.service.retention import Retention
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import Sessions
 from persona.service.summaries import Summaries
@@ -82,6 +84,7 @@ class Server:
     registry: Registry
     personas: Personas
     background: Background
+    retention: Retention
     monitor: Monitor
     pace: Pace
     listener: Listener
@@ -118,6 +121,7 @@ async def open_server(
     with ungrouped():
         async with trio.open_nursery() as root:
             await root.start(server.background.run)
+            await root.start(server.retention.run)
             await root.start(server.monitor.run)
             await root.start(server.listener.keepalive.run)
             await root.start(server.pace.run)
@@ -235,6 +239,7 @@ def _assemble(
         registry=registry,
         personas=personas,
         background=background,
+        retention=Retention(database, sessions=sessions, background=background, metrics=metrics, now=now),
         monitor=monitor,
         pace=pace,
         listener=listener,

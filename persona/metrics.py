@@ -132,6 +132,9 @@ class Metrics:
         self.llm_queued = gauge("llm_queued", "Turns waiting for a slot of the model.")
         self.background_dropped = counter("background_dropped_total", "Jobs dropped.", "job")
         self.background_failed = counter("background_failed_total", "Jobs that failed.", "job")
+        self.empty_conversations_removed = counter(
+            "empty_conversations_removed_total", "Conversations removed in which nothing was said."
+        )
         self.memory_bytes = gauge("resident_memory_bytes", "Resident set size.")
         self.loop_lag_seconds = gauge("loop_lag_seconds", "How late the monitor woke last.")
         self.shed = counter("connections_shed_total", "Connections shed to save memory.", "choice")

@@ -42,6 +42,9 @@ _TURNS_BY_CLIENT_MSG_ID = """
     CREATE UNIQUE INDEX turns_client_msg_id ON turns (conversation_id, client_msg_id)
     WHERE client_msg_id IS NOT NULL
 """
+_EMPTY_CONVERSATIONS = """
+    CREATE INDEX conversations_empty ON conversations (updated_at) WHERE turn_count = 0
+"""
 
 
 def _create_tables(db: "Database") -> None:
@@ -159,7 +162,16 @@ def _add_summaries(db: "Database") -> None:
     db.table("summaries").create_index(["conversation_id", "turn_id"], index_name="summaries_conversation")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_create_tables, _make_trees, _add_summaries)
+def _index_empty_conversations(db: "Database") -> None:
+    db.execute(_EMPTY_CONVERSATIONS)
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    _create_tables,
+    _make_trees,
+    _add_summaries,
+    _index_empty_conversations,
+)
 
 
 def check(conn: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS)) -> int:

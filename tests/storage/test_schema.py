@@ -32,8 +32,12 @@ def add_moods(db: Database) -> None:
 
 
 def rebuild_conversations(db: Database) -> None:
-    """What sqlite-utils calls a transform: a new table takes the place of one that others refer to."""
+    """What sqlite-utils calls a transform: a new table takes the place of one that others refer to. An index
+    with a condition it leaves to us."""
+    ((sql,),) = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'conversations_empty'").fetchall()
+    db.execute("DROP INDEX conversations_empty")
     db.table("conversations").transform(rename={"title": "subject"})
+    db.execute(sql)
 
 
 def fail(db: Database) -> None:
