@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from persona.storage import schema, store, summaries
+from persona.storage import retention, schema, store, summaries
 from persona.storage import turns as stored_turns
 from persona.storage.seed import ARIA_ID, KIRA_ID
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH)\b")
-MODULES = (store, stored_turns, summaries)
+MODULES = (store, stored_turns, summaries, retention)
 QUERIES = {
     name: value
     for name, value in [pair for module in MODULES for pair in vars(module).items()]
