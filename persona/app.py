@@ -5,6 +5,7 @@
        `- root nursery
           |- background workers
           |- retention
+          |- scheduler, which tells waiting turns their positions
           |- monitor
           |- keepalive, for all connections
           |- pace, for all streams
@@ -85,6 +86,7 @@ class Server:
     personas: Personas
     background: Background
     retention: Retention
+    scheduler: Scheduler
     monitor: Monitor
     pace: Pace
     listener: Listener
@@ -122,6 +124,7 @@ async def open_server(
         async with trio.open_nursery() as root:
             await root.start(server.background.run)
             await root.start(server.retention.run)
+            await root.start(server.scheduler.run)
             await root.start(server.monitor.run)
             await root.start(server.listener.keepalive.run)
             await root.start(server.pace.run)
@@ -156,7 +159,10 @@ def _assemble(
         queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
     )
     scheduler = Scheduler(
-        slots=settings.llm.max_concurrency, max_queue=settings.llm.max_queue, metrics=metrics
+        slots=settings.llm.max_concurrency,
+        max_queue=settings.llm.max_queue,
+        max_queue_wait_s=settings.llm.max_queue_wait_s,
+        metrics=metrics,
     )
     budget = ContextBudget(backend, configured_tokens=settings.llm.context_tokens)
     chat = Chat(
@@ -240,6 +246,7 @@ def _assemble(
         personas=personas,
         background=background,
         retention=Retention(database, sessions=sessions, background=background, metrics=metrics, now=now),
+        scheduler=scheduler,
         monitor=monitor,
         pace=pace,
         listener=listener,

@@ -130,6 +130,8 @@ class Metrics:
         self.llm_queue_seconds = histogram("llm_queue_seconds", "Time waited for a slot of the model.")
         self.llm_running = gauge("llm_running", "Slots of the model in use.")
         self.llm_queued = gauge("llm_queued", "Turns waiting for a slot of the model.")
+        self.llm_lined_up = gauge("llm_lined_up", "Turns waiting for an earlier one of their conversation.")
+        self.llm_refused = counter("llm_refused_total", "Turns refused before the model was asked.", "reason")
         self.background_dropped = counter("background_dropped_total", "Jobs dropped.", "job")
         self.background_failed = counter("background_failed_total", "Jobs that failed.", "job")
         self.empty_conversations_removed = counter(

@@ -323,6 +323,15 @@ class LLMSettings(Section):
         reason="Room for one waiting chat of each of the 500 clients. Four slots need minutes for that "
         "many, so beyond it `overloaded` is the honest answer.",
     )
+    max_queue_wait_s: float = setting(
+        240.0,
+        unit="s",
+        minimum=0.001,
+        maximum=DAY_S,
+        unset="as long as the chat may take",
+        reason="A minute less than chat_timeout_s: a chat that begins later would be cut in the middle of "
+        "its answer, so it is told when to come back instead.",
+    )
     first_token_timeout_s: float = setting(
         60.0,
         unit="s",

@@ -83,7 +83,6 @@ class Chat:
         self._summaries = summaries
         self._first_token_timeout_s = first_token_timeout_s
         self._now = now
-        self._locks: dict[str, trio.StrictFIFOLock] = {}
         self._under_way: dict[str, dict[RunningRequest, Draft]] = {}
 
     async def turn(self, request: TurnRequest, running: RunningRequest, observer: TurnObserver) -> TurnAnswer:
@@ -158,20 +157,12 @@ class Chat:
 
     @asynccontextmanager
     async def _in_order(self, conversation_id: str, running: RunningRequest) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(conversation_id, trio.StrictFIFOLock())
-        try:
+        with self._scheduler.line(conversation_id) as standing:
+            # It stands there from that call on, so the session's next turn may come.
+            running.place()
             with running.interruptible():
-                # The lock serves in the order of these calls, so the session's next turn may come.
-                running.place()
-                await lock.acquire()
-            try:
-                yield
-            finally:
-                lock.release()
-        finally:
-            statistics = lock.statistics()
-            if not statistics.locked and not statistics.tasks_waiting:
-                self._locks.pop(conversation_id, None)
+                await standing.reach_front()
+            yield
 
     async def _attempt(
         self,

@@ -1,23 +1,28 @@
 """The model's slots, shared fairly."""
 
-from collections.abc import Callable
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
+import attrs
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.errors import Overloaded
+from persona.errors import LLMUnavailable, Overloaded
 from persona.metrics import Metrics
-from persona.service.scheduler import Scheduler
+from persona.service.scheduler import MAX_RETRY_AFTER_S, POSITION_INTERVAL_S, Scheduler
 
 
 def ignore(_position: int) -> None: ...
 
 
-def make(slots: int = 1, max_queue: int = 512) -> Scheduler:
-    return Scheduler(slots=slots, max_queue=max_queue, metrics=Metrics())
+def make(slots: int = 1, max_queue: int = 512, **more: Any) -> Scheduler:
+    return Scheduler(slots=slots, max_queue=max_queue, **{"metrics": Metrics(), **more})
 
 
 async def hold(
@@ -33,12 +38,36 @@ async def hold(
         await trio.sleep(seconds)
 
 
+async def take_turn(
+    scheduler: Scheduler, conversation: str, name: str, served: list[str], *, save_s: float = 0.0
+) -> None:
+    """As a chat does it, in seconds: a slot for 1, then the saving."""
+    with scheduler.line(conversation) as standing:
+        await standing.reach_front()
+        await hold(scheduler, "p", [])
+        served.append(name)
+        await trio.sleep(save_s)
+
+
+@asynccontextmanager
+async def telling(scheduler: Scheduler) -> AsyncIterator[trio.Nursery]:
+    """With its service running."""
+    async with trio.open_nursery() as service:
+        await service.start(scheduler.run)
+        async with trio.open_nursery() as nursery:
+            yield nursery
+        service.cancel_scope.cancel()
+
+
 async def test_a_free_slot_is_given_at_once_and_says_no_position(autojump_clock: MockClock) -> None:
     positions: list[int] = []
     async with make().slot("a", positions.append):
         pass
     assert positions == []
     assert trio.current_time() == 0
+
+
+# Fairness
 
 
 async def test_one_clients_many_turns_do_not_delay_anothers_first(autojump_clock: MockClock) -> None:
@@ -54,9 +83,38 @@ async def test_one_clients_many_turns_do_not_delay_anothers_first(autojump_clock
     assert len(served) == 12
 
 
+async def test_a_party_gets_as_many_slots_a_round_as_it_weighs(autojump_clock: MockClock) -> None:
+    scheduler, served = make(weight_of=lambda party: {"crowd": 3}.get(party, 1)), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, scheduler, "first", [])
+        await wait_all_tasks_blocked()
+        for party in ("crowd", "one", "two"):
+            for _ in range(6):
+                nursery.start_soon(hold, scheduler, party, served)
+            await wait_all_tasks_blocked()
+    in_a_round = ["crowd"] * 3 + ["one", "two"]
+    assert served == in_a_round * 2 + ["one", "two"] * 4
+
+
+async def test_conversations_of_one_user_take_turns(autojump_clock: MockClock) -> None:
+    """However many lines wait in one of them."""
+    scheduler, served = make(), []
+    async with trio.open_nursery() as nursery:
+        for n in range(4):
+            nursery.start_soon(take_turn, scheduler, "long", f"long {n}", served)
+            await wait_all_tasks_blocked()
+        for n in range(2):
+            nursery.start_soon(take_turn, scheduler, "short", f"short {n}", served)
+            await wait_all_tasks_blocked()
+    assert served == ["long 0", "short 0", "long 1", "short 1", "long 2", "long 3"]
+
+
+# Positions
+
+
 async def test_positions_count_down_to_the_grant(autojump_clock: MockClock) -> None:
     scheduler, served, positions = make(), [], []
-    async with trio.open_nursery() as nursery:
+    async with telling(scheduler) as nursery:
         for party in ("a", "b", "c"):
             nursery.start_soon(hold, scheduler, party, served)
             await wait_all_tasks_blocked()
@@ -65,8 +123,68 @@ async def test_positions_count_down_to_the_grant(autojump_clock: MockClock) -> N
     assert served == ["a", "b", "c", "d"]
 
 
+async def test_a_position_is_told_on_joining_in_the_waiters_own_task(autojump_clock: MockClock) -> None:
+    """So what goes wrong in telling it is that turn's, and no other's."""
+    scheduler, served = make(), []
+
+    def fails(_position: int) -> None:
+        raise ZeroDivisionError
+
+    async with telling(scheduler) as nursery:
+        nursery.start_soon(hold, scheduler, "a", served)
+        nursery.start_soon(hold, scheduler, "b", served)
+        await wait_all_tasks_blocked()
+        with pytest.raises(ZeroDivisionError):
+            await hold(scheduler, "c", served, on_position=fails)
+        assert trio.current_time() == 0
+        assert scheduler.queued == 1
+    assert sorted(served) == ["a", "b"]
+
+
+async def test_a_position_also_gets_worse(autojump_clock: MockClock) -> None:
+    """Where somebody else's first turn comes before one's own second."""
+    scheduler, positions = make(), []
+    async with telling(scheduler) as nursery:
+        nursery.start_soon(hold, scheduler, "a", [])
+        await wait_all_tasks_blocked()
+        nursery.start_soon(hold, scheduler, "mine", [])
+        await wait_all_tasks_blocked()
+
+        async def second() -> None:
+            await hold(scheduler, "mine", [], on_position=positions.append)
+
+        nursery.start_soon(second)
+        await wait_all_tasks_blocked()
+        await trio.sleep(0.1)
+        nursery.start_soon(hold, scheduler, "b", [])
+    assert positions == [2, 3, 2, 1]
+
+
+async def test_many_grants_a_second_are_told_as_few_positions(autojump_clock: MockClock) -> None:
+    scheduler, told = make(slots=2), []
+    async with telling(scheduler) as nursery:
+        for n in range(402):
+            nursery.start_soon(hold_briefly, scheduler, f"p{n}")
+        await wait_all_tasks_blocked()
+        await hold(scheduler, "last", [], on_position=lambda p: told.append((p, trio.current_time())))
+    positions, times = zip(*told, strict=True)
+    assert positions[0] == 401
+    # 200 grants a second, for two seconds.
+    assert 2 <= len(told) <= 2 + 2.0 / POSITION_INTERVAL_S
+    assert list(positions) == sorted(positions, reverse=True)
+    assert all(b - a >= POSITION_INTERVAL_S * 0.99 for a, b in itertools.pairwise(times[1:]))
+
+
+async def hold_briefly(scheduler: Scheduler, party: str) -> None:
+    await hold(scheduler, party, [], seconds=0.01)
+
+
+# Bounds
+
+
 async def test_a_full_queue_refuses_with_an_estimate(autojump_clock: MockClock) -> None:
-    scheduler, served = make(max_queue=2), []
+    metrics = Metrics()
+    scheduler, served = make(max_queue=2, metrics=metrics), []
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(hold, scheduler, "a", served)
@@ -76,7 +194,105 @@ async def test_a_full_queue_refuses_with_an_estimate(autojump_clock: MockClock) 
             await hold(scheduler, "b", served)
         assert caught.value.retry_after_s is not None
         assert caught.value.retry_after_s >= 1
+        assert metrics.value("llm_refused_total", reason="max_queue") == 1
     assert served == ["a"] * 3
+
+
+async def test_the_estimate_follows_how_long_slots_were_held(autojump_clock: MockClock) -> None:
+    scheduler = make(slots=2)
+    # Nothing is known yet: a second for each.
+    assert scheduler.estimated_wait_s() == 1.0
+    await hold(scheduler, "a", [], seconds=10.0)
+    assert scheduler.estimated_wait_s() == pytest.approx(10 / 2)
+    await hold(scheduler, "a", [], seconds=20.0)
+    assert scheduler.estimated_wait_s() == pytest.approx((10 + 0.2 * 10) / 2)
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(hold, scheduler, "a", [])
+        await wait_all_tasks_blocked()
+        assert scheduler.queued == 3
+        assert scheduler.estimated_wait_s() == pytest.approx(12 * (3 + 1) / 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_model_that_hangs_shows_in_the_estimate_though_no_slot_is_given_back(
+    autojump_clock: MockClock,
+) -> None:
+    scheduler = make(slots=2)
+    await hold(scheduler, "a", [], seconds=1.0)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(hold_for_ever, scheduler)
+        await trio.sleep(100)
+        assert scheduler.estimated_wait_s() == pytest.approx(100 * (1 + 1) / 2)
+        await trio.sleep(10_000)
+        assert scheduler.estimated_wait_s() == MAX_RETRY_AFTER_S
+        nursery.cancel_scope.cancel()
+
+
+async def hold_for_ever(scheduler: Scheduler) -> None:
+    await hold(scheduler, "a", [], seconds=1e9)
+
+
+async def test_who_waits_too_long_is_sent_away(autojump_clock: MockClock) -> None:
+    metrics = Metrics()
+    scheduler, served = make(max_queue_wait_s=30.0, metrics=metrics), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold_for_ever, scheduler)
+        await wait_all_tasks_blocked()
+        with pytest.raises(Overloaded, match="30 s") as caught:
+            await hold(scheduler, "b", served)
+        assert trio.current_time() == 30
+        # It still stands there itself while the estimate is made, and the slot is held for 30 s by then.
+        assert caught.value.retry_after_s == pytest.approx(60)
+        assert scheduler.queued == 0
+        assert metrics.value("llm_refused_total", reason="max_queue_wait_s") == 1
+        nursery.cancel_scope.cancel()
+    assert scheduler.running == 0
+
+
+async def test_a_slot_in_the_last_instant_is_no_wait_too_long(autojump_clock: MockClock) -> None:
+    scheduler, served = make(max_queue_wait_s=1.0), []
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(hold_or_not, scheduler, served)
+    # Either may come first; if it was refused, its slot was not given to it.
+    assert len(served) in (1, 2)
+    assert scheduler.running == scheduler.queued == 0
+    assert trio.current_time() == len(served)
+
+
+async def hold_or_not(scheduler: Scheduler, served: list[str]) -> None:
+    try:
+        await hold(scheduler, "a", served)
+    except Overloaded:
+        assert len(served) == 1
+
+
+async def test_without_a_bound_a_turn_waits_as_long_as_it_takes(autojump_clock: MockClock) -> None:
+    scheduler, served = make(max_queue_wait_s=0.0), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold_long, scheduler)
+        await wait_all_tasks_blocked()
+        await hold(scheduler, "b", served)
+    assert trio.current_time() == 100_001
+
+
+async def hold_long(scheduler: Scheduler) -> None:
+    await hold(scheduler, "a", [], seconds=100_000.0)
+
+
+async def test_where_it_is_in_vain_nobody_waits(autojump_clock: MockClock) -> None:
+    def refuse() -> None:
+        raise LLMUnavailable("the model is down")
+
+    scheduler = make(admit=refuse)
+    with pytest.raises(LLMUnavailable):
+        await hold(scheduler, "a", [])
+    assert scheduler.running == scheduler.queued == 0
+
+
+# Leaving
 
 
 async def test_leaving_the_queue_frees_the_place_at_once(autojump_clock: MockClock) -> None:
@@ -110,48 +326,251 @@ async def test_a_slot_granted_to_a_cancelled_turn_goes_on() -> None:
     assert scheduler.running == scheduler.queued == 0
 
 
-@settings(max_examples=60, deadline=None)
+# Lines
+
+
+async def test_turns_of_one_conversation_are_taken_in_order_and_hold_no_slot_meanwhile(
+    autojump_clock: MockClock,
+) -> None:
+    scheduler, served = make(slots=3), []
+    async with trio.open_nursery() as nursery:
+        for name in "123":
+            nursery.start_soon(in_conversation, scheduler, name, served)
+            await wait_all_tasks_blocked()
+        assert (scheduler.running, scheduler.queued, scheduler.lined_up) == (1, 0, 2)
+        # The slot is free while the first is saved, and its conversation is not.
+        await trio.sleep(1.5)
+        assert (scheduler.running, scheduler.lined_up) == (0, 2)
+    assert served == ["1", "2", "3"]
+    assert trio.current_time() == 6
+    assert scheduler.lined_up == 0
+
+
+async def in_conversation(scheduler: Scheduler, name: str, served: list[str]) -> None:
+    await take_turn(scheduler, "c", name, served, save_s=1.0)
+
+
+async def test_lines_are_bounded_together(autojump_clock: MockClock) -> None:
+    metrics = Metrics()
+    scheduler, served = make(slots=2, max_queue=2, metrics=metrics), []
+    async with trio.open_nursery() as nursery:
+        for conversation in "aabb":
+            nursery.start_soon(take_turn, scheduler, conversation, conversation, served)
+            await wait_all_tasks_blocked()
+        assert scheduler.lined_up == metrics.value("llm_lined_up") == 2
+        with pytest.raises(Overloaded):
+            await take_turn(scheduler, "a", "late", served)
+        # A conversation that nobody speaks in has no line.
+        with scheduler.line("c") as standing:
+            await standing.reach_front()
+        assert metrics.value("llm_refused_total", reason="max_queue") == 1
+    assert sorted(served) == ["a", "a", "b", "b"]
+    assert scheduler.lined_up == 0
+
+
+async def test_who_leaves_a_line_holds_up_nobody(autojump_clock: MockClock) -> None:
+    scheduler, reached = make(), []
+
+    async def stand(name: str, scope: trio.CancelScope) -> None:
+        with scope, scheduler.line("c") as standing:
+            await standing.reach_front()
+            reached.append(name)
+            await trio.sleep_forever()
+
+    scopes = {name: trio.CancelScope() for name in "abcd"}
+    async with trio.open_nursery() as nursery:
+        for name, scope in scopes.items():
+            nursery.start_soon(stand, name, scope)
+            await wait_all_tasks_blocked()
+        assert (reached, scheduler.lined_up) == (["a"], 3)
+        for leaves, then in (("b", ["a"]), ("a", ["a", "c"]), ("c", ["a", "c", "d"])):
+            scopes[leaves].cancel()
+            await wait_all_tasks_blocked()
+            assert reached == then
+        assert scheduler.lined_up == 0
+        scopes["d"].cancel()
+
+
+# What holds whatever happens
+
+WEIGHTS = {"a": 1, "b": 1, "c": 2, "d": 3}
+PARTIES = st.sampled_from(sorted(WEIGHTS))
+
+
+@attrs.frozen
+class Turn:
+    """A turn of a script. Times are seconds."""
+
+    party: str
+    conversation: str
+    at: float
+    held_s: float
+    saved_s: float
+    patience_s: float | None
+
+
+TURNS = st.builds(
+    Turn,
+    party=PARTIES,
+    conversation=st.sampled_from("xyz"),
+    # Coarse, so that much falls into the same instant.
+    at=st.integers(0, 10).map(lambda n: n / 2),
+    held_s=st.integers(1, 6).map(lambda n: n / 4),
+    saved_s=st.integers(0, 2).map(lambda n: n / 4),
+    patience_s=st.none() | st.integers(0, 12).map(lambda n: n / 4),
+)
+
+
+class Auditor(trio.abc.Instrument):
+    """Checks, after each step of any task, what must hold at every moment."""
+
+    def __init__(self, scheduler: Scheduler, slots: int, max_queue: int) -> None:
+        self._scheduler, self._slots, self._max_queue = scheduler, slots, max_queue
+        self.faults: list[str] = []
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        running, queued = self._scheduler.running, self._scheduler.queued
+        if not 0 <= running <= self._slots:
+            self.faults.append(f"{running} slots in use")
+        if queued and running < self._slots:
+            self.faults.append(f"{queued} wait beside a free slot")
+        if not 0 <= queued <= self._max_queue or not 0 <= self._scheduler.lined_up <= self._max_queue:
+            self.faults.append(f"{queued} in the queue, {self._scheduler.lined_up} in lines")
+
+
+@settings(max_examples=150, deadline=None)
 @given(
     slots=st.integers(1, 4),
-    turns=st.lists(
-        st.tuples(st.sampled_from("abc"), st.floats(0, 5), st.floats(0.1, 2), st.none() | st.floats(0, 3)),
-        min_size=1,
-        max_size=25,
-    ),
+    max_queue=st.integers(1, 8),
+    max_queue_wait_s=st.sampled_from([0.0, 1.0, 5.0]),
+    script=st.lists(TURNS, min_size=1, max_size=25),
 )
 def test_no_slot_leaks_no_turn_starves_and_work_is_conserved(
-    slots: int, turns: list[tuple[str, float, float, float | None]]
+    slots: int, max_queue: int, max_queue_wait_s: float, script: list[Turn]
 ) -> None:
-    """Whatever arrives and leaves: everybody is served or left, no more than `slots` run at a
-    time, and no slot idles while somebody waits."""
-    outcomes: list[str] = []
+    """Whatever arrives and leaves, and whenever: everybody is served, refused, or left; no more than `slots`
+    run, none is free while somebody waits; and a conversation has one generation at a time, in order."""
+    outcomes: Counter[str] = Counter()
+    stood: dict[str, list[int]] = defaultdict(list)
+    begun: dict[str, list[int]] = defaultdict(list)
+    in_conversation: Counter[str] = Counter()
 
-    async def one(
-        scheduler: Scheduler, party: str, at: float, seconds: float, patience: float | None
-    ) -> None:
-        await trio.sleep(at)
-        with trio.move_on_after(1e9 if patience is None else patience) as scope:
-            async with scheduler.slot(party, ignore):
-                assert 1 <= scheduler.running <= slots
-                await trio.sleep(seconds)
-            outcomes.append("served")
-        if scope.cancelled_caught:
-            outcomes.append("left")
-
-    async def watch(scheduler: Scheduler) -> None:
-        while True:
-            await trio.sleep(0.05)
-            assert scheduler.running == slots or scheduler.queued == 0
+    async def one(scheduler: Scheduler, number: int, turn: Turn) -> None:
+        await trio.sleep(turn.at)
+        conversation = f"{turn.party}:{turn.conversation}"
+        with trio.move_on_after(1e9 if turn.patience_s is None else turn.patience_s) as scope:
+            try:
+                with scheduler.line(conversation) as standing:
+                    stood[conversation].append(number)
+                    await standing.reach_front()
+                    async with scheduler.slot(turn.party, ignore):
+                        begun[conversation].append(number)
+                        in_conversation[conversation] += 1
+                        assert in_conversation[conversation] == 1
+                        try:
+                            await trio.sleep(turn.held_s)
+                        finally:
+                            in_conversation[conversation] -= 1
+                    await trio.sleep(turn.saved_s)
+                outcomes["served"] += 1
+            except Overloaded as exc:
+                assert exc.retry_after_s is not None
+                assert exc.retry_after_s >= 1
+                outcomes["refused"] += 1
+        outcomes["left"] += scope.cancelled_caught
 
     async def main() -> None:
-        scheduler = make(slots)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, scheduler)
-            async with trio.open_nursery() as clients:
-                for turn in turns:
-                    clients.start_soon(one, scheduler, *turn)
-            nursery.cancel_scope.cancel()
-        assert scheduler.running == scheduler.queued == 0
+        scheduler = make(slots, max_queue, max_queue_wait_s=max_queue_wait_s, weight_of=WEIGHTS.__getitem__)
+        auditor = Auditor(scheduler, slots, max_queue)
+        trio.lowlevel.add_instrument(auditor)
+        async with telling(scheduler) as clients:
+            for number, turn in enumerate(script):
+                clients.start_soon(one, scheduler, number, turn)
+        trio.lowlevel.remove_instrument(auditor)
+        assert auditor.faults == []
+        assert scheduler.running == scheduler.queued == scheduler.lined_up == 0
+        # Nothing is left behind that would bar the way of those who come later.
+        with trio.fail_after(0.1):
+            async with trio.open_nursery() as nursery:
+                for _ in range(slots):
+                    nursery.start_soon(hold_briefly, scheduler, "a")
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
-    assert len(outcomes) == len(turns)
+    assert outcomes.total() == len(script)
+    for conversation, numbers in begun.items():
+        assert numbers == [number for number in stood[conversation] if number in set(numbers)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    slots=st.integers(1, 4),
+    turns=st.dictionaries(PARTIES, st.integers(1, 12), min_size=2),
+    held_s=st.lists(st.integers(1, 8).map(lambda n: n / 4), min_size=1, max_size=7),
+)
+def test_parties_that_wait_get_their_shares(slots: int, turns: dict[str, int], held_s: list[float]) -> None:
+    """At no moment do two parties that both have waited since the beginning differ by more than a round; and
+    nobody's next turn waits for longer than one."""
+    granted: list[str] = []
+    waiting = Counter(turns)
+    durations = itertools.cycle(held_s)
+
+    async def one(scheduler: Scheduler, party: str) -> None:
+        async with scheduler.slot(party, ignore):
+            granted.append(party)
+            waiting[party] -= 1
+            # Those that were granted a slot in the same instant begin in any order.
+            await wait_all_tasks_blocked()
+            so_far = Counter(granted)
+            rounds = [so_far[other] / WEIGHTS[other] for other in turns if waiting[other]]
+            assert not rounds or max(rounds) - min(rounds) <= 1
+            await trio.sleep(next(durations))
+
+    async def main() -> None:
+        scheduler = make(slots, weight_of=WEIGHTS.__getitem__)
+        async with trio.open_nursery() as nursery:
+            for _ in range(slots):
+                nursery.start_soon(hold, scheduler, "a", [])
+            await wait_all_tasks_blocked()
+            for party, count in turns.items():
+                for _ in range(count):
+                    nursery.start_soon(one, scheduler, party)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert Counter(granted) == turns
+    # Give or take those of one instant, at either end.
+    one_round = sum(WEIGHTS.values()) + 2 * (slots - 1)
+    for party in turns:
+        places = [n for n, name in enumerate(granted) if name == party]
+        assert all(b - a <= one_round for a, b in itertools.pairwise([0, *places]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(PARTIES, st.booleans()), min_size=1, max_size=30))
+def test_a_position_is_the_number_of_grants_to_come(joiners: list[tuple[str, bool]]) -> None:
+    """If nobody else comes or leaves."""
+    last_told: dict[int, int] = {}
+    granted: list[int] = []
+
+    async def one(scheduler: Scheduler, number: int, party: str, scope: trio.CancelScope) -> None:
+        def told(position: int) -> None:
+            last_told[number] = position
+
+        with scope:
+            async with scheduler.slot(party, told):
+                granted.append(number)
+
+    async def main() -> None:
+        scheduler = make(weight_of=WEIGHTS.__getitem__)
+        async with telling(scheduler) as nursery, scheduler.slot("a", ignore):
+            scopes = [trio.CancelScope() for _ in joiners]
+            for number, (party, _) in enumerate(joiners):
+                nursery.start_soon(one, scheduler, number, party, scopes[number])
+                await wait_all_tasks_blocked()
+            for (_, leaves), scope in zip(joiners, scopes, strict=True):
+                if leaves:
+                    scope.cancel()
+            await trio.sleep(POSITION_INTERVAL_S + 0.1)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert [last_told[number] for number in granted] == list(range(1, len(granted) + 1))
+    assert set(granted) == {number for number, (_, leaves) in enumerate(joiners) if not leaves}
