@@ -33,6 +33,8 @@ from persona.config import LimitSettings, Settings
 from persona.errors import StartupError
 from persona.groups import ungrouped
 from persona.llm.backend import Backend
+from persona.llm.breaker import CircuitBreaker
+from persona.llm.retry import RetryingBackend
 from persona.llm.select import open_backend
 from persona.metrics import Metrics
 from persona.model import Persona
@@ -158,10 +160,15 @@ def _assemble(
     background = Background(
         queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
     )
+    circuit = CircuitBreaker(
+        failures=settings.llm.breaker_failures, open_s=settings.llm.breaker_open_s, metrics=metrics, now=now
+    )
+    backend = RetryingBackend(backend, circuit, max_retries=settings.llm.max_retries, metrics=metrics)
     scheduler = Scheduler(
         slots=settings.llm.max_concurrency,
         max_queue=settings.llm.max_queue,
         max_queue_wait_s=settings.llm.max_queue_wait_s,
+        admit=circuit.check,
         metrics=metrics,
     )
     budget = ContextBudget(backend, configured_tokens=settings.llm.context_tokens)
@@ -214,6 +221,7 @@ def _assemble(
                 personas=personas,
                 conversations=conversations,
                 backend=backend,
+                circuit=circuit,
                 hub=hub,
                 metrics=metrics,
                 figures=figures,

@@ -98,6 +98,17 @@ class LLMUnavailable(PersonaError):
 
     code, reason, retryable = -32003, "llm_unavailable", True
 
+    is_transient = False
+    """Set where nobody could be served at that moment: no connection, a connection that broke, or a server
+    that said it was busy. The same request may succeed a moment later."""
+
+    @classmethod
+    def transient(cls, message: str, *, retry_after_s: float | None = None) -> "LLMUnavailable":
+        """One that may pass."""
+        error = cls(message, retry_after_s=retry_after_s)
+        error.is_transient = True
+        return error
+
 
 class NotFound(PersonaError):
     """No such conversation, turn or stream, or it belongs to somebody else."""

@@ -132,6 +132,11 @@ class Metrics:
         self.llm_queued = gauge("llm_queued", "Turns waiting for a slot of the model.")
         self.llm_lined_up = gauge("llm_lined_up", "Turns waiting for an earlier one of their conversation.")
         self.llm_refused = counter("llm_refused_total", "Turns refused before the model was asked.", "reason")
+        self.llm_retries = counter("llm_retries_total", "Times the model was asked again.")
+        self.llm_circuit_state = gauge("llm_circuit_state", "0 closed, 1 half open, 2 open.")
+        self.llm_circuit_changes = counter(
+            "llm_circuit_changes_total", "Times the circuit came into a state.", "state"
+        )
         self.background_dropped = counter("background_dropped_total", "Jobs dropped.", "job")
         self.background_failed = counter("background_failed_total", "Jobs that failed.", "job")
         self.empty_conversations_removed = counter(

@@ -332,6 +332,30 @@ class LLMSettings(Section):
         reason="A minute less than chat_timeout_s: a chat that begins later would be cut in the middle of "
         "its answer, so it is told when to come back instead.",
     )
+    max_retries: int = setting(
+        2,
+        unit="retries",
+        minimum=0,
+        maximum=20,
+        reason="With pauses of up to a quarter and half a second that outlasts a worker that restarts, or "
+        "a connection lost on the way. Longer is for the client to decide, which has a user to tell.",
+    )
+    breaker_failures: int = setting(
+        5,
+        unit="failures",
+        minimum=1,
+        maximum=1000,
+        reason="Failures in a row after which the model is left alone: more than one request makes with its "
+        "retries, so a single unlucky one locks nobody out.",
+    )
+    breaker_open_s: float = setting(
+        5.0,
+        unit="s",
+        minimum=0.001,
+        maximum=3600.0,
+        reason="How long at first; twice as long after each probe that fails, up to a minute. A model "
+        "server takes some seconds to start.",
+    )
     first_token_timeout_s: float = setting(
         60.0,
         unit="s",

@@ -32,6 +32,9 @@ ERROR_BODY_TIMEOUT_S = 1.0
 """The status already says that it failed; its explanation is worth waiting for only so long."""
 MAX_EXCERPT_CHARS = 200
 MAX_RETRY_AFTER_S = 3600.0
+BUSY = frozenset({httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE})
+PASSING = BUSY | {httpx2.codes.BAD_GATEWAY, httpx2.codes.GATEWAY_TIMEOUT}
+"""What says nothing against the request: the server, or a proxy's way to it, is not there just now."""
 CLOSE_TIMEOUT_S = 1.0
 """A bound on what takes no time: nothing of the closing waits for the server."""
 END_OF_BODY_TIMEOUT_S = 0.1
@@ -116,13 +119,19 @@ class Upstream:
         return text if len(text) <= MAX_EXCERPT_CHARS else text[: MAX_EXCERPT_CHARS - 1] + "…"
 
     def failure(
-        self, what: str, detail: object = None, *, retry_after_s: float | None = None
+        self,
+        what: str,
+        detail: object = None,
+        *,
+        is_transient: bool = False,
+        retry_after_s: float | None = None,
     ) -> LLMUnavailable:
         """The error "<name> <what>: <detail>", `detail` being an error of the server's: text, or
         JSON in one of the usual shapes."""
         text = self.excerpt(_error_text(detail))
         end = "" if what.endswith("?") else "."
-        return LLMUnavailable(
+        make = LLMUnavailable.transient if is_transient else LLMUnavailable
+        return make(
             f"{self.name} {what}: {text}" if text else f"{self.name} {what}{end}", retry_after_s=retry_after_s
         )
 
@@ -138,12 +147,14 @@ class Upstream:
             request = self._client.build_request(method, self._base + path, content=content, headers=headers)
             return await self._client.send(request, stream=True, follow_redirects=False)
         except httpx2.ConnectTimeout as exc:
-            raise self.failure(f"did not accept a connection within {CONNECT_TIMEOUT_S:g} s") from exc
+            what = f"did not accept a connection within {CONNECT_TIMEOUT_S:g} s"
+            raise self.failure(what, is_transient=True) from exc
         except httpx2.ConnectError as exc:
-            raise self.failure("cannot be reached: is it running?") from exc
+            raise self.failure("cannot be reached: is it running?", is_transient=True) from exc
         except (httpx2.HTTPError, UnicodeError) as exc:
             # UnicodeError: a host name that no DNS could hold, or text that is no Unicode.
-            raise self.failure(f"gave no answer ({type(exc).__name__})") from exc
+            what = f"gave no answer ({type(exc).__name__})"
+            raise self.failure(what, is_transient=isinstance(exc, httpx2.TransportError)) from exc
 
     async def _refusal(self, response: httpx2.Response, body: "Body", model: str) -> LLMUnavailable:
         status = response.status_code
@@ -151,7 +162,7 @@ class Upstream:
             what = f"has no model {self.excerpt(model)!r}"
         elif status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
             what = "refused the credentials"
-        elif status in (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE):
+        elif status in BUSY:
             what = "is busy"
         else:
             what = "refused the request" if status < httpx2.codes.INTERNAL_SERVER_ERROR else "failed"
@@ -161,6 +172,7 @@ class Upstream:
         return self.failure(
             f"{what} (HTTP {status})",
             text.decode(errors="replace"),
+            is_transient=status in PASSING,
             retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
         )
 
@@ -214,7 +226,7 @@ class Body:
         try:
             return await anext(self._chunks, None)
         except (httpx2.HTTPError, httpx2.StreamError) as exc:
-            raise self._upstream.failure("broke off its answer") from exc
+            raise self._upstream.failure("broke off its answer", is_transient=True) from exc
 
 
 async def _hang_up(response: httpx2.Response, chunks: AsyncGenerator[bytes, None]) -> None:

@@ -2,7 +2,7 @@
 types. Fields are on the wire under the names they have here; durations are float seconds, times
 ISO 8601 in UTC."""
 
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -331,12 +331,22 @@ class Pong:
 
 
 @attrs.frozen(kw_only=True, slots=False)
+class Circuit:
+    """The circuit breaker before the model: `closed` while it answers, `open` while it is left alone, and
+    `half_open` while one request tries whether it is back."""
+
+    state: Literal["closed", "half_open", "open"]
+    since: str
+
+
+@attrs.frozen(kw_only=True, slots=False)
 class SystemStatus:
     """Answer of `system.status`."""
 
     system_status: str
     status: str
     llm_available: bool
+    llm_circuit: Circuit
     total_personas: int
     available_personas: int
     active_conversations: int

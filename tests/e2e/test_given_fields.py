@@ -176,6 +176,7 @@ CALLS: tuple[tuple[str, dict[str, Any] | None, Fields], ...] = (
         {
             "system_status": str,
             "llm_available": bool,
+            "llm_circuit": {"state": str, "since": "time"},
             "total_personas": int,
             "available_personas": int,
             "active_conversations": int,

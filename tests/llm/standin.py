@@ -47,6 +47,7 @@ Variant = Literal[
     "not_found",  # 404, as for an unknown model
     "failing",  # 500
     "busy",  # 503 with Retry-After: 7
+    "busy_briefly",  # 503, and no word of when to come back
     "hang",  # never answers
     "hang_midway",  # half the tokens, then nothing
     "garbage",  # 200, but what comes is not the protocol
@@ -117,8 +118,8 @@ class StandIn:
         return f"http://127.0.0.1:{self.port}"
 
     async def serve(self, *, task_status: trio.TaskStatus["StandIn"] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled."""
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        """Serve until cancelled: at any free port, and when served again at the same one."""
+        (listener,) = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
         async with listener, trio.open_nursery() as nursery:
             self.port = listener.socket.getsockname()[1]
             task_status.started(self)
@@ -229,8 +230,9 @@ class StandIn:
             "not_found": f"model '{model}' not found",
             "failing": "out of\x07 memory",
             "busy": "try later",
+            "busy_briefly": "try later",
         }
-        status = {"not_found": 404, "failing": 500, "busy": 503}
+        status = {"not_found": 404, "failing": 500, "busy": 503, "busy_briefly": 503}
         if variant == "hang":
             await trio.sleep_forever()
         if variant not in status:

@@ -5,6 +5,7 @@ import time
 
 import msgspec
 import pytest
+import trio
 
 from persona.errors import LLMUnavailable
 from persona.llm.upstream import Upstream, new_client
@@ -42,6 +43,44 @@ async def test_retry_after(status: str, value: str, seconds: float | None) -> No
     assert "is busy" in error.message
 
 
+@pytest.mark.parametrize(
+    ("status", "is_transient"),
+    [
+        ("503 Busy", True),
+        ("429 Slow down", True),
+        ("502 Bad gateway", True),
+        ("504 Gateway timeout", True),
+        ("500 Oh", False),
+        ("404 Not here", False),
+        ("401 Who are you", False),
+        ("400 What", False),
+        ("302 Elsewhere", False),
+    ],
+)
+async def test_what_may_pass_and_what_will_not(status: str, is_transient: bool) -> None:
+    assert (await refusal(status)).is_transient is is_transient
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", b"nonsense\r\n\r\n"]
+)
+async def test_a_connection_that_breaks_may_pass(answer: bytes) -> None:
+    async with new_client() as client, open_raw_server(answer) as (url, _):
+        with pytest.raises(LLMUnavailable) as caught:
+            await Upstream(client, label="It", base_url=url).get("/x", dict)
+    assert caught.value.is_transient
+
+
+async def test_nobody_listening_may_pass() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    async with new_client() as client:
+        with pytest.raises(LLMUnavailable, match="is it running") as caught:
+            await Upstream(client, label="It", base_url=f"http://127.0.0.1:{port}").get("/x", dict)
+    assert caught.value.is_transient
+
+
 async def test_retry_after_as_a_date() -> None:
     error = await refusal("503 Busy\r\nRetry-After: " + email.utils.formatdate(time.time() + 60, usegmt=True))
     assert error.retry_after_s == pytest.approx(60, abs=5)
@@ -73,8 +112,9 @@ async def test_the_servers_own_words(body: bytes, words: str) -> None:
 async def test_a_host_name_no_dns_can_hold() -> None:
     async with new_client() as client:
         upstream = Upstream(client, label="It", base_url="http://" + "a" * 70 + ".test")
-        with pytest.raises(LLMUnavailable):
+        with pytest.raises(LLMUnavailable) as caught:
             await upstream.get("/x", dict)
+    assert not caught.value.is_transient
 
 
 async def test_text_that_is_no_unicode() -> None:

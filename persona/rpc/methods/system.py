@@ -8,6 +8,7 @@ import trio
 
 from persona.errors import LLMUnavailable
 from persona.llm.backend import Backend
+from persona.llm.breaker import CircuitBreaker
 from persona.metrics import Metrics
 from persona.model import isoformat
 from persona.rpc import params as p
@@ -42,6 +43,7 @@ class SystemMethods:
         personas: Personas,
         conversations: Conversations,
         backend: Backend,
+        circuit: CircuitBreaker,
         hub: Hub,
         metrics: Metrics,
         figures: Callable[[], SystemFigures],
@@ -51,6 +53,7 @@ class SystemMethods:
         self._personas = personas
         self._conversations = conversations
         self._backend = backend
+        self._circuit = circuit
         self._hub = hub
         self._metrics = metrics
         self._figures = figures
@@ -73,6 +76,8 @@ class SystemMethods:
             system_status="operational" if figures.status == "ok" else figures.status,
             status=figures.status,
             llm_available=await self._model_answers(),
+            # The state first: to ask for it may change it.
+            llm_circuit=r.Circuit(state=self._circuit.state, since=isoformat(self._circuit.since)),
             total_personas=len(everybody),
             available_personas=sum(map(self._personas.is_available, everybody)),
             active_conversations=await self._conversations.count(since=self._now() - ACTIVE_WITHIN_S),
@@ -109,6 +114,8 @@ class SystemMethods:
         return self._document()
 
     async def _model_answers(self) -> bool:
+        if self._circuit.is_refusing:
+            return False
         with trio.move_on_after(MODEL_CHECK_TIMEOUT_S):
             try:
                 await self._backend.models()

@@ -38,6 +38,7 @@ async def test_status_counts_what_there_is(autojump_clock: MockClock) -> None:
             "system_status": "operational",
             "status": "ok",
             "llm_available": True,
+            "llm_circuit": {"state": "closed", "since": isoformat(EPOCH)},
             "total_personas": 2,
             "available_personas": 1,
             "active_conversations": 2,
@@ -61,6 +62,35 @@ async def test_a_fresh_server_has_answered_nothing(autojump_clock: MockClock) ->
         status = await (await party.join()).ask("system.status")
         assert (status["total_requests"], status["avg_response_time"]) == (0, 0.0)
         assert (status["current_persona"], status["current_conversation"]) == (None, None)
+
+
+async def test_status_says_which_way_the_circuit_is_and_since_when(autojump_clock: MockClock) -> None:
+    """While it is open the model is not available, whatever it says when it is asked for its models."""
+    model = PlayedModel()
+    async with open_party(backend=model, llm={"max_retries": 0, "breaker_failures": 2}) as party:
+        asking = await party.join()
+        model.script = (LLMUnavailable.transient("gone"),)
+
+        async def circuit() -> tuple[bool, str, str]:
+            status = await asking.ask("system.status")
+            return status["llm_available"], status["llm_circuit"]["state"], status["llm_circuit"]["since"]
+
+        started = trio.current_time()
+        assert await circuit() == (True, "closed", isoformat(EPOCH))
+        await trio.sleep(10)
+        for _ in range(2):
+            assert (
+                await asking.refused("persona.chat", persona_id="kira", message="Hello")
+            ).message == "gone"
+        assert await circuit() == (False, "open", isoformat(EPOCH + 10))
+        error = await asking.refused("persona.chat", persona_id="kira", message="Hello")
+        assert (error.reason, error.retry_after_s) == ("llm_unavailable", 5)
+        await trio.sleep(7)
+        assert await circuit() == (True, "half_open", isoformat(EPOCH + 17))
+        model.script = ("Here",)
+        await asking.ask("persona.chat", persona_id="kira", message="Hello")
+        assert await circuit() == (True, "closed", isoformat(EPOCH + 17))
+        assert trio.current_time() == started + 17
 
 
 @pytest.mark.parametrize("way", ["refuses", "hangs"])
