@@ -30,6 +30,9 @@ from persona.metrics import Metrics
 
 POSITION_INTERVAL_S = 0.5
 """How often a waiting turn is told its position again; more often is noise to a person."""
+WALK_INTERVAL_S = 0.05
+"""How often positions are worked out: a newcomer is told as good as at once, and a walk along a full queue
+takes a fraction of a millisecond."""
 SERVICE_TIME_WEIGHT = 0.2
 """Weight of the newest sample in the moving average of how long a slot is held: some ten samples
 are remembered, so a model that was exchanged for a slower one soon shows."""
@@ -50,6 +53,7 @@ class _Ticket:
 
     party: str
     position: int = 0
+    told_again_at: float = -math.inf
     is_granted: bool = False
     news: trio.Event = attrs.field(factory=trio.Event)
     """Set when the position has changed or the slot is granted; the waiter puts a new one in its place."""
@@ -84,7 +88,7 @@ class Scheduler:
 
     `max_queue_wait_s` of 0 sets no bound. `admit` is asked before a turn waits for a slot, and raises
     where that would be in vain. `weight_of` tells the slots that a party gets each round, at least 1.
-    `run` is the service; without it turns are served all the same, but told their position only once.
+    `run` is the service; without it turns are served all the same, but not told their positions.
     """
 
     def __init__(
@@ -129,20 +133,19 @@ class Scheduler:
         return self._lined_up
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Tell waiting turns their new positions, until cancelled.
+        """Tell waiting turns their positions where these have changed, until cancelled.
 
-        At once after a quiet time, and every `POSITION_INTERVAL_S` at most: all positions are worked out
-        in one walk along the queue, so a grant costs the same however many wait.
+        All positions are worked out in one walk along the queue, every `WALK_INTERVAL_S` at most, so a turn
+        that comes or is served costs the same however many wait. Each turn is told at most once in
+        `POSITION_INTERVAL_S`; the changes in between are told as one.
         """
         task_status.started()
         while True:
             await self._moved.wait()
             self._moved = trio.Event()
-            for position, ticket in enumerate(self._in_order_of_service(), 1):
-                if ticket.position != position:
-                    ticket.position = position
-                    ticket.news.set()
-            await trio.sleep(POSITION_INTERVAL_S)
+            if self._tell_positions():
+                self._moved.set()
+            await trio.sleep(WALK_INTERVAL_S)
 
     @contextmanager
     def line(self, conversation_id: str) -> Iterator[Standing]:
@@ -179,7 +182,7 @@ class Scheduler:
     async def slot(self, party: str, on_position: Callable[[int], None]) -> AsyncIterator[None]:
         """Hold one slot for the body's length.
 
-        `on_position` is called with the position (1 is next) on joining the queue and when it has
+        `on_position` is called with the position (1 is next) soon after joining the queue and when it has
         changed, in the caller's task; not at all when a slot is free. Raises `Overloaded` when the queue
         is full or no slot fell free in time, and whatever `admit` raises. Cancelling is safe.
         """
@@ -227,23 +230,32 @@ class Scheduler:
         return ticket
 
     async def _wait(self, ticket: _Ticket, on_position: Callable[[int], None]) -> None:
-        ticket.position = self._position(ticket)
         told = 0
         with trio.move_on_after(self._max_queue_wait_s):
             while not ticket.is_granted:
-                if ticket.position != told:
-                    told = ticket.position
-                    on_position(told)
                 await ticket.news.wait()
                 ticket.news = trio.Event()
+                if not ticket.is_granted and ticket.position != told:
+                    told = ticket.position
+                    on_position(told)
         if not ticket.is_granted:
             raise self._refusal(
                 "max_queue_wait_s", f"the model had no slot free within {self._max_queue_wait_s:g} s"
             )
 
-    def _position(self, wanted: _Ticket) -> int:
-        """How many grants from now it is served, if nobody else comes."""
-        return next(n for n, ticket in enumerate(self._in_order_of_service(), 1) if ticket is wanted)
+    def _tell_positions(self) -> bool:
+        """Whether somebody is to be told later, having been told just now."""
+        now, is_pending = trio.current_time(), False
+        for position, ticket in enumerate(self._in_order_of_service(), 1):
+            if position == ticket.position:
+                continue
+            if now < ticket.told_again_at:
+                is_pending = True
+                continue
+            ticket.position = position
+            ticket.told_again_at = now + POSITION_INTERVAL_S
+            ticket.news.set()
+        return is_pending
 
     def _in_order_of_service(self) -> Iterator[_Ticket]:
         """All who wait, as they are served if nobody comes or leaves."""
