@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,8 +87,9 @@ def _command(name: str, database: Path) -> list[str]:
 
 
 @contextmanager
-def running(name: str) -> Iterator[ServerProcess]:
-    """One of `OURS` or `PEERS` on a free port. Raises `RuntimeError` when it does not start."""
+def running(name: str, settings: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+    """One of `OURS` or `PEERS` on a free port; `settings` are variables of the environment, over those that
+    take the limits away. Raises `RuntimeError` when it does not start."""
     with all_cores(), tempfile.TemporaryDirectory() as folder:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("PERSONA_")}
         with _on_the_first_core():
@@ -96,7 +97,7 @@ def running(name: str) -> Iterator[ServerProcess]:
                 _command(name, Path(folder) / "bench.db"),
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**environ, **UNLIMITED},
+                env={**environ, **UNLIMITED, **(settings or {})},
             )
         try:
             yield ServerProcess(name, _url(process, name), psutil.Process(process.pid))

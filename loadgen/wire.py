@@ -37,24 +37,31 @@ class WireConnection:
     answered: int = 0
     asked_at: float = 0.0
 
+    def __enter__(self) -> "WireConnection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
     @classmethod
-    def open(cls, url: str) -> "WireConnection":
-        """Connect and upgrade. Raises `WrongAnswer` when it is refused."""
+    def open(cls, url: str, *, token: str = "") -> "WireConnection":
+        """Connect, with a bearer token if there is one, and upgrade. Raises `WrongAnswer` when refused."""
         parts = urlsplit(url)
         sock = socket.create_connection((parts.hostname, parts.port), timeout=30)
         try:
-            return cls(sock, cls._upgrade(sock, parts.path, parts.netloc))
+            return cls(sock, cls._upgrade(sock, parts.path, parts.netloc, token))
         except BaseException:
             sock.close()
             raise
 
     @staticmethod
-    def _upgrade(sock: socket.socket, path: str, host: str) -> bytes:
+    def _upgrade(sock: socket.socket, path: str, host: str, token: str) -> bytes:
         """What came after the server's welcome."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         key = base64.b64encode(os.urandom(16)).decode()
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         sock.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: {host}\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}"
             "Connection: Upgrade\r\nUpgrade: websocket\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
         )

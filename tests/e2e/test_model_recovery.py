@@ -114,7 +114,8 @@ async def test_a_server_that_stays_down_opens_the_circuit_and_its_return_closes_
 
 async def test_a_chat_is_the_probe_and_others_are_refused_until_its_first_token(tmp_path: Path) -> None:
     standin = await down("ollama")
-    llm = llm_settings(standin, max_retries=0, breaker_failures=1, breaker_open_s=0.2)
+    # With the only slot: they are not left to wait for it either.
+    llm = llm_settings(standin, max_concurrency=1, max_retries=0, breaker_failures=1, breaker_open_s=0.2)
     async with (
         serving(tmp_path / "p.db", llm=llm) as server,
         dial(server.url) as wire,
