@@ -90,5 +90,5 @@ def test_a_greedy_client_gets_what_a_single_one_gets_and_more_where_first_come_i
     fair = measure("sansio", crowd, slots=2)
     fifo = measure("sansio", crowd, slots=2, in_order_of_coming=True)
     # One party of eleven, and ten requests of twenty; the ends of a run blur both.
-    assert fair.greedy_share() < 0.25 < 0.35 < fifo.greedy_share()
+    assert fair.greedy_share() < 0.25 < fifo.greedy_share()
     assert sum(fair.waits_s()) < sum(fifo.waits_s())
