@@ -20,6 +20,7 @@ PEERS = {
     "aiohttp": "loadgen.peers.aiohttp_peer",
     "uvicorn": "loadgen.peers.uvicorn_peer",
     "trio-websocket echo": "loadgen.peers.trio_websocket_peer",
+    "sansio, unmonitored": "loadgen.peers.unmonitored_peer",
 }
 START_TIMEOUT_S = 30.0
 UNLIMITED = {

@@ -7,6 +7,8 @@
           |- retention
           |- scheduler, which tells waiting turns their positions
           |- monitor
+          |- model watch
+          |- task report, on SIGUSR1
           |- keepalive, for all connections
           |- pace, for all streams
           |- token watch, where there is a settings file
@@ -16,6 +18,7 @@
 A part that crashes cancels the nursery it lives in, and so everything above it in this list.
 """
 
+import gc
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -36,9 +39,14 @@ from persona.llm.backend import Backend
 from persona.llm.breaker import CircuitBreaker
 from persona.llm.retry import RetryingBackend
 from persona.llm.select import open_backend
+from persona.llm.watch import ModelWatch
 from persona.metrics import Metrics
 from persona.model import Persona
-from persona.monitor import Monitor
+from persona.monitor.memory import MemoryGuard
+from persona.monitor.observer import Observer
+from persona.monitor.signals import report_on_signal
+from persona.monitor.task import Monitor
+from persona.monitor.tree import Births, noting_births
 from persona.rpc import jsonrpc
 from persona.rpc.discover import openrpc_document
 from persona.rpc.dispatch import Dispatcher, Registry
@@ -50,7 +58,8 @@ from persona.rpc.methods.system import SystemFigures, SystemMethods
 from persona.rpc.results import PersonaDetail, ServerInfo
 from persona.rpc.stream import Pace, open_pace
 from persona.rpc.turns import TurnCalls
-from persona.service.background import Background
+from persona.sampling import Sampler, capacities
+from persona.service.background import Background, Importance
 from persona.service.chat import Chat
 from persona.service.context import ContextBudget
 from persona.service.conversations import Conversations
@@ -90,6 +99,8 @@ class Server:
     retention: Retention
     scheduler: Scheduler
     monitor: Monitor
+    observer: Observer
+    model_watch: ModelWatch
     pace: Pace
     listener: Listener
 
@@ -102,7 +113,7 @@ class Server:
     ) -> None:
         """Serve `listeners` until `stop` returns, then drain; returns when everybody has gone."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.listener.serve, listeners)
+            await nursery.start(self.listener.serve, listeners, name="listener")
             on_listening()
             await stop()
             log.info("draining", connections=len(self.listener.connections))
@@ -118,20 +129,40 @@ async def open_server(
     now: Now = time.time,
     resident_bytes: Callable[[], int] | None = None,
     tokens: TokenSource | None = None,
+    metrics: Metrics | None = None,
+    is_monitored: bool = True,
+    takes_signals: bool = False,
 ) -> AsyncIterator[Server]:
-    """Assemble a server over an open database and backend, with its services running."""
-    server = _assemble(settings, database, backend, now, resident_bytes or psutil_resident_bytes())
-    await server.personas.load()
-    with ungrouped():
+    """Assemble a server over an open database and backend, with its services running.
+
+    `takes_signals` is for the main thread of a process that is the server's own. Without `is_monitored`
+    nothing watches memory or raises alerts: what that saves can be measured so, and is little.
+    """
+    with noting_births() as births, ungrouped():
+        server = _assemble(
+            settings,
+            database,
+            backend,
+            now,
+            resident_bytes or psutil_resident_bytes(),
+            metrics or Metrics(),
+            births,
+        )
+        await server.personas.load()
         async with trio.open_nursery() as root:
-            await root.start(server.background.run)
-            await root.start(server.retention.run)
-            await root.start(server.scheduler.run)
-            await root.start(server.monitor.run)
-            await root.start(server.listener.keepalive.run)
-            await root.start(server.pace.run)
+            await root.start(server.background.run, name="background")
+            await root.start(server.retention.run, name="retention")
+            await root.start(server.scheduler.run, name="scheduler")
+            if is_monitored:
+                await root.start(server.monitor.run, name="monitor")
+                await root.start(server.model_watch.run, name="model watch")
+            await root.start(server.listener.keepalive.run, name="keepalive")
+            await root.start(server.pace.run, name="pace")
             if tokens is not None:
-                await root.start(TokenWatch(tokens, server.listener.set_tokens).run)
+                watch = TokenWatch(tokens, server.listener.set_tokens)
+                await root.start(watch.run, name="token watch")
+            if takes_signals:
+                await root.start(report_on_signal, server.observer.tree, name="task report")
             yield server
             with trio.move_on_after(BACKGROUND_GRACE_S):
                 await server.background.finish()
@@ -139,10 +170,16 @@ async def open_server(
 
 
 def _assemble(
-    settings: Settings, database: Database, backend: Backend, now: Now, resident_bytes: Callable[[], int]
+    settings: Settings,
+    database: Database,
+    backend: Backend,
+    now: Now,
+    resident_bytes: Callable[[], int],
+    metrics: Metrics,
+    births: Births,
 ) -> Server:
     limits, started_at = settings.limits, now()
-    metrics, sessions = Metrics(), Sessions()
+    sessions = Sessions()
     metrics.registry.register(DatabaseFigures(database.statistics))
     hub = Hub(encode=jsonrpc.encode_notification, now=now)
 
@@ -211,6 +248,18 @@ def _assemble(
     )
     pace = open_pace()
     turns = TurnCalls(personas, conversations, chat, pace, now)
+    model_watch = ModelWatch(backend)
+
+    async def release_memory() -> None:
+        # A connection and its engine know each other, so those that have gone wait for the collector.
+        gc.collect()
+        await database.release_memory()
+
+    observer = Observer(
+        metrics_of=lambda window_s, for_admin: monitor.metrics(window_s, for_admin=for_admin),
+        births=births,
+        requests_of=lambda session_id: sampler.requests_of(session_id),  # noqa: PLW0108 - made below
+    )
     registry = Registry(
         [
             PersonaMethods(personas, conversations),
@@ -225,12 +274,19 @@ def _assemble(
                 hub=hub,
                 metrics=metrics,
                 figures=figures,
+                observed=observer,
                 document=document,
                 now=now,
             ),
         ]
     )
-    dispatcher = Dispatcher(registry, limits, metrics)
+    dispatcher = Dispatcher(
+        registry,
+        limits,
+        metrics,
+        logs_requests=settings.log.level == "debug",
+        slow_request_s=settings.log.slow_request_s,
+    )
     listener = Listener(
         settings,
         sessions=sessions,
@@ -239,12 +295,33 @@ def _assemble(
         metrics=metrics,
         has_memory=lambda: monitor.has_memory(),  # noqa: PLW0108 - made below, needs `listener`
     )
+    sampler = Sampler(
+        listener=listener,
+        dispatcher=dispatcher,
+        registry=registry,
+        database=database,
+        background=background,
+        scheduler=scheduler,
+        model_watch=model_watch,
+    )
     monitor = Monitor(
-        soft_limit_mb=limits.memory_soft_limit_mb,
-        hard_limit_mb=limits.memory_limit_mb,
-        resident_bytes=resident_bytes,
-        shed=listener.shed,
+        settings.monitor,
+        memory=MemoryGuard(
+            soft_limit_mb=limits.memory_soft_limit_mb,
+            hard_limit_mb=limits.memory_limit_mb,
+            resident_bytes=resident_bytes,
+            shed=listener.shed,
+            drop_caches=lambda: background.submit("release_memory", release_memory, Importance.NORMAL),
+            metrics=metrics,
+        ),
+        look=sampler.look,
+        heaviest=sampler.heaviest,
+        capacities=capacities(settings),
+        model_methods=frozenset(spec.name for spec in registry.specs() if spec.bound == "model"),
+        is_watched=hub.has_subscribers,
+        publish=hub.publish,
         metrics=metrics,
+        now=now,
     )
     return Server(
         settings=settings,
@@ -256,6 +333,8 @@ def _assemble(
         retention=Retention(database, sessions=sessions, background=background, metrics=metrics, now=now),
         scheduler=scheduler,
         monitor=monitor,
+        observer=observer,
+        model_watch=model_watch,
         pace=pace,
         listener=listener,
     )
@@ -311,7 +390,9 @@ async def run_server(
                 wal_limit_bytes=settings.database.wal_limit_bytes,
             ) as database,
             open_backend(settings.llm) as backend,
-            open_server(settings, database=database, backend=backend, tokens=tokens) as server,
+            open_server(
+                settings, database=database, backend=backend, tokens=tokens, takes_signals=stop is None
+            ) as server,
         ):
             url = f"ws://{_in_url(settings.server.host)}:{port}{PATH}"
             with stop_signals() if stop is None else nullcontext(stop) as wait_for_stop:

@@ -1,4 +1,4 @@
-"""The command line: `persona serve`, `demo`, `chat`, `config`, `backup`, `check`.
+"""The command line: `persona serve`, `demo`, `chat`, `tasks`, `config`, `backup`, `check`.
 
 Commands read their options and call on. What they call is imported when it is called, so that `--help`
 and `config` do not pay for trio and the server.
@@ -190,17 +190,21 @@ def demo(
     )
 
 
-@main.command()
-@click.option("--url", default="ws://127.0.0.1:8000/mcp", show_default=True, help="The server.")
-@_persona
-@_say
-@_conversation
-@click.option(
+_url = click.option("--url", default="ws://127.0.0.1:8000/mcp", show_default=True, help="The server.")
+_token_file = click.option(
     "--token-file",
     type=_FILE,
     metavar="FILE",
     help="File whose first line is the bearer token. On the command line every local user could read it.",
 )
+
+
+@main.command()
+@_url
+@_persona
+@_say
+@_conversation
+@_token_file
 def chat(
     url: str, persona: str, say: str | None, conversation_id: str | None, token_file: Path | None
 ) -> None:
@@ -216,6 +220,28 @@ def chat(
     sys.exit(
         trio.run(functools.partial(run_chat, url, persona, say, token=token, conversation_id=conversation_id))
     )
+
+
+@main.command()
+@_url
+@click.option(
+    "--siblings",
+    type=click.IntRange(1, 500),
+    default=3,
+    show_default=True,
+    help="Tasks of a kind that are shown in each nursery; the rest are counted.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@_token_file
+def tasks(url: str, siblings: int, as_json: bool, token_file: Path | None) -> None:
+    """Print what a running server's tasks do now. Needs the admin role."""
+    token = None if token_file is None else _read_token(token_file)
+    import trio
+
+    from persona.tasks import read_tasks
+
+    read = functools.partial(read_tasks, url, token=token, siblings=siblings, as_json=as_json)
+    click.echo(trio.run(read), nl=False)
 
 
 @main.command()

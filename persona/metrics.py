@@ -10,35 +10,40 @@ none of here, and made a tenth of what a ping costs.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+# Two or three to a decade, from what a ping takes to what a chat may: a percentile is known to one of them.
+SECONDS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1, 2.5, 5, 10, 30, 60, 120, 300),
+)
+"""Upper bounds of the buckets of every histogram, in seconds."""
 
 
 class Distribution:
     """How many came to how much: times in seconds, or sizes. For the event loop's thread alone."""
 
-    __slots__ = ("_bounds", "_buckets", "total")
+    __slots__ = ("_bounds", "buckets", "total")
 
-    def __init__(self, bounds: tuple[float, ...] = _SECONDS) -> None:
+    def __init__(self, bounds: tuple[float, ...] = SECONDS) -> None:
         self._bounds = bounds
         # The last one is for all above.
-        self._buckets = [0] * (len(bounds) + 1)
+        self.buckets = [0] * (len(bounds) + 1)
         self.total = 0.0
 
     def observe(self, value: float) -> None:
         """Count one that came to so much."""
-        self._buckets[bisect_left(self._bounds, value)] += 1
+        self.buckets[bisect_left(self._bounds, value)] += 1
         self.total += value
 
     @property
     def count(self) -> int:
         """How many there were."""
-        return sum(self._buckets)
+        return sum(self.buckets)
 
     @property
     def mean(self) -> float:
@@ -49,14 +54,14 @@ class Distribution:
     def cumulated(self) -> Iterator[tuple[str, float]]:
         """Upper bound, as text, and how many came to no more."""
         count = 0
-        for bound, bucket in zip((*map(str, map(float, self._bounds)), "+Inf"), self._buckets, strict=True):
+        for bound, bucket in zip((*map(str, map(float, self._bounds)), "+Inf"), self.buckets, strict=True):
             count += bucket
             yield bound, count
 
     def copy(self) -> "Distribution":
         """As it is now."""
         copied = Distribution(self._bounds)
-        copied._buckets[:], copied.total = self._buckets, self.total
+        copied.buckets[:], copied.total = self.buckets, self.total
         return copied
 
 
@@ -81,6 +86,14 @@ class MessageFigures(Collector):
             sum(durations.total for durations in self._seconds.values()),
         )
 
+    def outcomes(self) -> dict[tuple[str, str], int]:
+        """Calls answered since the start, by method and outcome."""
+        return dict(self._answered)
+
+    def seconds(self) -> Mapping[str, Distribution]:
+        """How long the calls of each method took, since the start. Not a copy."""
+        return self._seconds
+
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client.registry.Collector`."""
         yield CounterMetricFamily(
@@ -98,22 +111,44 @@ class MessageFigures(Collector):
         yield seconds
 
 
+class Timings(Collector):
+    """A histogram in plain numbers, which the monitor can read every second."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.durations = Distribution()
+        self._name = name
+        self._text = text
+
+    def observe(self, seconds: float) -> None:
+        """Count one that took so long."""
+        self.durations.observe(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """See `prometheus_client.registry.Collector`."""
+        durations = self.durations
+        yield HistogramMetricFamily(
+            self._name, self._text, buckets=list(durations.cumulated()), sum_value=durations.total
+        )
+
+
 class Metrics:
     """The server's figures, named as the Prometheus ecosystem names them."""
 
-    def __init__(self) -> None:
+    def __init__(self, messages: MessageFigures | None = None) -> None:
         self.registry = registry = CollectorRegistry()
-        self.messages = MessageFigures()
+        self.messages = messages or MessageFigures()
         registry.register(self.messages)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, namespace="persona", registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, namespace="persona", registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, namespace="persona", registry=registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(name, text, labels, namespace="persona", registry=registry, buckets=_SECONDS)
+        def timings(name: str, text: str) -> Timings:
+            made = Timings(f"persona_{name}", text)
+            registry.register(made)
+            return made
 
         self.connections = gauge("connections", "Open WebSocket connections.")
         self.handshakes = gauge("handshakes", "Half-open connections.")
@@ -126,8 +161,9 @@ class Metrics:
         self.events_dropped = counter("events_dropped_total", "Events a subscriber did not take.")
         self.turns = counter("turns_total", "Turns ended.", "finish_reason")
         self.tokens = counter("tokens_generated_total", "Tokens the model generated.")
-        self.first_token_seconds = histogram("time_to_first_token_seconds", "Slot given to first token.")
-        self.llm_queue_seconds = histogram("llm_queue_seconds", "Time waited for a slot of the model.")
+        self.first_token_seconds = timings("time_to_first_token_seconds", "Slot given to first token.")
+        self.llm_seconds = timings("llm_seconds", "Time a slot of the model was held.")
+        self.llm_queue_seconds = timings("llm_queue_seconds", "Time waited for a slot of the model.")
         self.llm_running = gauge("llm_running", "Slots of the model in use.")
         self.llm_queued = gauge("llm_queued", "Turns waiting for a slot of the model.")
         self.llm_lined_up = gauge("llm_lined_up", "Turns waiting for an earlier one of their conversation.")
@@ -137,15 +173,36 @@ class Metrics:
         self.llm_circuit_changes = counter(
             "llm_circuit_changes_total", "Times the circuit came into a state.", "state"
         )
+        self.llm_available = gauge("llm_available", "Whether the model answered when last asked.")
+        self.background_queued = gauge("background_queued", "Jobs waiting for a worker.")
         self.background_dropped = counter("background_dropped_total", "Jobs dropped.", "job")
         self.background_failed = counter("background_failed_total", "Jobs that failed.", "job")
         self.empty_conversations_removed = counter(
             "empty_conversations_removed_total", "Conversations removed in which nothing was said."
         )
         self.memory_bytes = gauge("resident_memory_bytes", "Resident set size.")
-        self.loop_lag_seconds = gauge("loop_lag_seconds", "How late the monitor woke last.")
+        self.loop_lag_seconds = gauge(
+            "loop_lag_seconds", "The latest that the monitor woke in the last second."
+        )
         self.shed = counter("connections_shed_total", "Connections shed to save memory.", "choice")
+        self.caches_dropped = counter("caches_dropped_total", "Times caches were emptied to save memory.")
+        self.monitor_seconds = timings("monitor_sample_seconds", "Time a sample of the monitor took.")
+        self.held_bytes = gauge("held_bytes", "Bytes held for clients.", "kind")
+        self.slow_requests = counter("slow_requests_total", "Calls over log.slow_request_s.", "method")
+        self.alert = gauge("alert", "1 while an alert is raised.", "name")
+        self.limit = gauge("limit", "The limits that figures are compared with.", "name")
+        self.start_time_seconds = gauge("start_time_seconds", "When the server started, in Unix time.")
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, /, **labels: str) -> float:
         """One sample's value, 0 where it was never touched; for `system.status` and tests."""
         return self.registry.get_sample_value(f"persona_{name}", labels) or 0.0
+
+
+def counts(counter: Counter) -> dict[str, int]:
+    """What a counter with one label came to, by that label's values."""
+    return {
+        next(iter(sample.labels.values())): int(sample.value)
+        for family in counter.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }

@@ -9,6 +9,7 @@ import trio
 from persona.client.errors import ConnectionLost, UnexpectedAnswer
 from persona.client.link import Answer, Link, ServerNotification, limit_bytes
 from persona.client.stream import ChatStream
+from persona.rpc import figures as f
 from persona.rpc import results as r
 
 _T = TypeVar("_T")
@@ -296,6 +297,14 @@ class Client:
     async def status(self) -> r.SystemStatus:
         """How the server is."""
         return await self._typed("system.status", {}, r.SystemStatus)
+
+    async def metrics(self, *, window_s: float = 60.0) -> f.SystemMetrics:
+        """The server's figures of the last `window_s` seconds, at most 300."""
+        return await self._typed("system.metrics", {"window_s": window_s}, f.SystemMetrics)
+
+    async def tasks(self, *, siblings: int = 3) -> f.SystemTasks:
+        """The server's tree of tasks, with so many of a kind in each nursery; for admins."""
+        return await self._typed("system.tasks", {"siblings": siblings}, f.SystemTasks)
 
     async def models(self) -> r.Models:
         """The models there are."""

@@ -1,7 +1,7 @@
 """Settings: declared once, loaded from file, environment and flags, and shown with their sources.
 
 Import from here; the modules below are arranged for their readers: `field` (what a setting is),
-`sections` and `limits` (which there are), `load`, `report`.
+`sections`, `limits` and `watching` (which there are), `load`, `report`.
 """
 
 from persona.config.field import InconsistentSettingsError, Section, Setting
@@ -14,12 +14,12 @@ from persona.config.sections import (
     BackgroundSettings,
     DatabaseSettings,
     LLMSettings,
-    LogSettings,
     PersonaSettings,
     ServerSettings,
     Settings,
     declared,
 )
+from persona.config.watching import LogSettings, MonitorSettings
 
 __all__ = [
     "AuthSettings",
@@ -31,6 +31,7 @@ __all__ = [
     "LimitSettings",
     "LoadedSettings",
     "LogSettings",
+    "MonitorSettings",
     "PersonaSettings",
     "Row",
     "Section",

@@ -1,6 +1,6 @@
 """Every setting of the server: name, default, unit, range and the reason for the default.
 
-This and `limits` are the one place where settings are declared. Values called the guide's are its
+This, `limits` and `watching` are the one place where settings are declared. Values called the guide's are its
 production settings.
 """
 
@@ -15,6 +15,7 @@ import attrs
 
 from persona.config.field import InconsistentSettingsError, Section, Setting, setting
 from persona.config.limits import DAY_S, LimitSettings
+from persona.config.watching import LogSettings, MonitorSettings
 
 Access = Literal["user", "admin"]
 
@@ -415,26 +416,6 @@ class PersonaSettings(Section):
 
 
 @attrs.frozen(kw_only=True)
-class LogSettings(Section):
-    """What is logged to stderr, and how."""
-
-    section: ClassVar[str] = "log"
-
-    level: Literal["debug", "info", "warning", "error"] = setting(
-        "info",
-        flag="--log-level",
-        reason="Starts, stops and troubles, and nothing for each message: logs must not cost more "
-        "than the work.",
-    )
-    format: Literal["auto", "console", "json"] = setting(
-        "auto",
-        flag="--log-format",
-        reason="`auto` is for people on a terminal and one JSON object a line everywhere else, where "
-        "programs read.",
-    )
-
-
-@attrs.frozen(kw_only=True)
 class Settings:
     """Everything an operator may set. Made with no arguments it holds the defaults."""
 
@@ -446,6 +427,7 @@ class Settings:
     llm: LLMSettings = attrs.field(factory=LLMSettings)
     personas: PersonaSettings = attrs.field(factory=PersonaSettings)
     log: LogSettings = attrs.field(factory=LogSettings)
+    monitor: MonitorSettings = attrs.field(factory=MonitorSettings)
 
 
 def sections() -> tuple[type[Section], ...]:

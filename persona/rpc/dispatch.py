@@ -6,11 +6,13 @@ one answer, each notification none; this module is where an error becomes a repl
 """
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 import attrs
+import structlog
 import trio
 from msgspec import Struct
 
@@ -30,6 +32,8 @@ from persona.rpc.validation import convert_params
 from persona.service.sessions import RunningRequest, Session
 from persona.service.subscriber import Subscriber
 
+log = structlog.get_logger()
+
 Bound = Literal["handlers", "model"]
 """What bounds a method: the handler pool, or the model's own slots and queue. A chat may wait for
 the model for minutes; if it held a place in the handler pool meanwhile, a hundred chats would
@@ -38,6 +42,8 @@ POOL_PATIENCE_S = 0.25
 """How long a request waits for a place in the handler pool before it is refused. Hundreds of clients
 that connect at one moment and do something short are no overload, and told to come back in a second
 they would all come back at one moment."""
+LOGGED_ID_CHARS = 64
+"""What the log shows of a request's id, which is the client's choice and may be as long as a message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -166,14 +172,35 @@ class Work:
 
 
 class Dispatcher:
-    """Runs calls against the registry. One per server."""
+    """Runs calls against the registry. One per server.
 
-    def __init__(self, registry: Registry, limits: LimitSettings, metrics: Metrics) -> None:
+    With `logs_requests` each call is logged, at debug. One that took longer than `slow_request_s` (0 is off)
+    is logged as a warning and counted, unless it is one that waits for the model.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        limits: LimitSettings,
+        metrics: Metrics,
+        *,
+        logs_requests: bool = False,
+        slow_request_s: float = 0.0,
+    ) -> None:
+        # Known in advance: only to ask structlog whether it would log costs a tenth of a ping.
+        self._logs_requests = logs_requests
+        self._noted_after_s = 0.0 if logs_requests else slow_request_s or math.inf
+        self._slow_request_s = slow_request_s or math.inf
         self._registry = registry
         self._limits = limits
         self._metrics = metrics
         self._pool = trio.CapacityLimiter(limits.handler_pool_size)
         self.draining = False
+
+    @property
+    def running(self) -> int:
+        """Handlers that hold a place in the handler pool."""
+        return self._pool.borrowed_tokens
 
     def accept(self, caller: Caller, message: jsonrpc.Message) -> Work | bytes | None:
         """Admit a decoded frame.
@@ -211,7 +238,7 @@ class Dispatcher:
     ) -> Accepted | bytes:
         if isinstance(message, jsonrpc.Invalid):
             return self._refuse(message.id, message.error)
-        request = RunningRequest(id=message.id, method=message.method)
+        request = RunningRequest(id=message.id, method=message.method, accepted_at=trio.current_time())
         try:
             found = self._registry.find(message.method)
             session.begin(request, ordered=found is not None and found[0].ordered)
@@ -286,7 +313,7 @@ class Dispatcher:
             outcome, reply = "ok", b"" if request_id is None else jsonrpc.encode_result(request_id, result)
         except Exception as exc:  # noqa: BLE001 - see `_failed`
             outcome, reply = self._failed(request_id, message.method, exc)
-        self._count(message.method, outcome, started)
+        self._count(message.method, outcome, started, request_id)
         return None if request_id is None else reply
 
     async def _run_one(self, caller: Caller, accepted: Accepted, *, in_batch: bool) -> bytes | None:
@@ -294,6 +321,7 @@ class Dispatcher:
         started = time.perf_counter()
         # Method names come from clients; only known ones may become a label.
         label = "unknown"
+        bound = structlog.contextvars.bind_contextvars(request=_shown(request.id))
         try:
             spec, handler = self._find(message.method)
             self._check(caller.session, spec, in_batch=in_batch)
@@ -310,7 +338,8 @@ class Dispatcher:
         finally:
             # Not only when the frame is done: the next one may be in the same batch.
             request.place()
-        self._count(label, outcome, started)
+            structlog.contextvars.reset_contextvars(**bound)
+        self._count(label, outcome, started, request.id)
         return None if request.id is None else reply
 
     def _failed(self, request_id: jsonrpc.Id, label: str, exc: Exception) -> tuple[str, bytes]:
@@ -318,8 +347,27 @@ class Dispatcher:
         error = exc if isinstance(exc, PersonaError) else internal_error(exc, where=label)
         return error.reason, self._refuse(request_id, error)
 
-    def _count(self, label: str, outcome: str, started: float) -> None:
-        self._metrics.messages.count_answer(label, outcome, time.perf_counter() - started)
+    def _count(self, label: str, outcome: str, started: float, request_id: jsonrpc.Id) -> None:
+        seconds = time.perf_counter() - started
+        self._metrics.messages.count_answer(label, outcome, seconds)
+        if seconds > self._noted_after_s:
+            self._note(label, outcome, seconds, request_id)
+
+    def _note(self, label: str, outcome: str, seconds: float, request_id: jsonrpc.Id) -> None:
+        """Log a call: what it was and what became of it, never what it said."""
+        found = self._registry.find(label)
+        is_slow = seconds > self._slow_request_s and (found is None or found[0].bound != "model")
+        if is_slow:
+            self._metrics.slow_requests.labels(label).inc()
+        if is_slow or self._logs_requests:
+            said = log.warning if is_slow else log.debug
+            said(
+                "slow_request" if is_slow else "request",
+                method=label,
+                outcome=outcome,
+                request=_shown(request_id),
+                seconds=round(seconds, 6),
+            )
 
     def _find(self, name: str) -> tuple[MethodSpec, Handler]:
         found = self._registry.find(name)
@@ -367,6 +415,10 @@ class Dispatcher:
             await self._pool.acquire_on_behalf_of(request)
         if patience.cancelled_caught:
             raise Overloaded("too many requests are running", retry_after_s=1.0)
+
+
+def _shown(request_id: jsonrpc.Id) -> str | int | None:
+    return request_id[:LOGGED_ID_CHARS] if isinstance(request_id, str) else request_id
 
 
 def _draining() -> ShuttingDown:

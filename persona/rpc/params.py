@@ -217,3 +217,15 @@ class BroadcastParams(Params):
     type: Annotated[str, Meta(min_length=1, max_length=64)]
     data: Any
     topic: Topic = "system"
+
+
+class MetricsParams(Params):
+    """Figures of the last `window_s` seconds."""
+
+    window_s: Annotated[float, Meta(ge=1, le=300)] = 60.0
+
+
+class TasksParams(Params):
+    """At most `siblings` tasks of a kind in each nursery; the rest are counted."""
+
+    siblings: Annotated[int, Meta(ge=1, le=500)] = 3

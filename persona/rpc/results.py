@@ -240,7 +240,7 @@ class History:
     """The last turn of the current branch; `None` where nothing was said."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class BranchSelected:
     """Answer of `conversation.select`."""
 
@@ -251,7 +251,7 @@ class BranchSelected:
     """The last turn of the branch that is current now."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class ConversationDeleted:
     """Answer of `conversation.delete`."""
 

@@ -16,7 +16,7 @@ from persona.service.subscriber import Subscriber
 
 Encode = Callable[[str, dict[str, Any]], bytes]
 
-SERVER_TOPICS = ("personas", "system")
+SERVER_TOPICS = ("personas", "system", "system.metrics")
 """What the server itself tells of; there is always room for these."""
 MAX_TOPICS = 10_000
 """Topic names come from clients, so their number is bounded."""
@@ -92,6 +92,11 @@ class Hub:
     def topics_of(self, subscriber: Subscriber) -> list[str]:
         """The topics `subscriber` is on, sorted."""
         return sorted(self._names.get(subscriber, ()))
+
+    def has_subscribers(self, topic: str) -> bool:
+        """Whether anybody would get an event of `topic`: what is dear to make need not be made for nobody."""
+        entry = self._topics.get(topic)
+        return entry is not None and bool(entry.subscribers)
 
     def publish(self, topic: str, event_type: str, data: Any) -> Delivery:
         """Offer one event to every subscriber of `topic`."""

@@ -195,8 +195,10 @@ class Scheduler:
         try:
             yield
         finally:
+            held_s = trio.current_time() - granted_at
+            self._metrics.llm_seconds.observe(held_s)
             self._granted_at_sum -= granted_at
-            self._learn(trio.current_time() - granted_at)
+            self._learn(held_s)
             self._release()
 
     async def _acquire(self, party: str, on_position: Callable[[int], None]) -> None:

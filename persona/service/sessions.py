@@ -69,6 +69,8 @@ class RunningRequest:
 
     id: RequestId | None
     method: str
+    accepted_at: float = 0.0
+    """On trio's clock, as is `deadline`."""
     deadline: float = math.inf
     stream_id: str | None = None
     order: Place | None = None
@@ -161,6 +163,11 @@ class Session:
     def in_flight(self) -> int:
         """Requests and notifications accepted and not yet done."""
         return len(self._requests)
+
+    @property
+    def requests(self) -> tuple[RunningRequest, ...]:
+        """Those requests, in the order in which they came."""
+        return tuple(self._requests)
 
     def begin(self, request: RunningRequest, *, ordered: bool = False) -> None:
         """Register `request`; an `ordered` one will wait for the ordered one registered before it.

@@ -130,6 +130,15 @@ class Database:
         """
         return await self._reads.call(fn)
 
+    async def release_memory(self) -> None:
+        """Give back the pages that the writer and one reader keep; they are read again when they are needed.
+
+        Raises as `write` and `read` do. Cancelling is safe.
+        """
+        await self.write(_shrink)
+        # Which reader takes it cannot be said, and each has pages of its own: most are given back.
+        await self.read(_shrink)
+
     def statistics(self) -> DatabaseStatistics:
         """Figures for the monitor. Cheap: the only I/O is one `stat`, which the kernel answers from
         memory for a file that is open."""
@@ -159,6 +168,10 @@ class Database:
             wal_checkpoints_put_off=0 if upkeep is None else upkeep.put_off,
             upkeep_failures=0 if upkeep is None else upkeep.failures,
         )
+
+
+def _shrink(conn: sqlite3.Connection) -> None:
+    conn.execute("PRAGMA shrink_memory")
 
 
 async def write_shielded(database: Database, fn: Callable[[sqlite3.Connection], T]) -> T:

@@ -37,6 +37,10 @@ READ_PAUSE_S = 1.0
 pongs and cancellations are still read; one that asks on and takes nothing is then a slow consumer."""
 
 
+Inbox = tuple[trio.MemorySendChannel[tuple[Work, int]], trio.MemoryReceiveChannel[tuple[Work, int]]]
+"""Both ends; each piece of work with the size of its frame."""
+
+
 @attrs.frozen
 class Goodbye:
     """Why a connection ends: the close code and text for the peer, the cause for the metric."""
@@ -80,7 +84,10 @@ class Connection:
         self._patience = TokenBucket(
             per_minute=MAX_RATE_REFUSALS_PER_MINUTE, burst=MAX_RATE_REFUSALS_PER_MINUTE, now=self.opened_at
         )
-        self._inbox: tuple[trio.MemorySendChannel[Work], trio.MemoryReceiveChannel[Work]] | None = None
+        self._inbox: (
+            tuple[trio.MemorySendChannel[tuple[Work, int]], trio.MemoryReceiveChannel[tuple[Work, int]]]
+            | None
+        ) = None
         self._workers = 0
         self._nursery: trio.Nursery | None = None
         # Whether the reader is in the middle of what one read brought: its answers go out together.
@@ -93,6 +100,8 @@ class Connection:
         self._is_asked = False
         # Set for the reader when the client has taken enough to be read from again.
         self._caught_up: trio.Event | None = None
+        self.requests_bytes = 0
+        """What the frames hold whose requests wait or run, in characters."""
         self.is_leaving = False
         """Whether its end was decided."""
         self.goodbye = LEFT
@@ -102,6 +111,11 @@ class Connection:
     def pending_bytes(self) -> int:
         """Bytes waiting to be sent."""
         return self._outbox.pending_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """About what is held for the client: answers not taken, and requests not answered."""
+        return self._outbox.pending_bytes + self.requests_bytes
 
     async def run(self) -> Goodbye:
         """Serve the client until one side ends it; how it ended. The engine is left open, unless
@@ -198,7 +212,7 @@ class Connection:
             return self._refuse(message, retry_after_s)
         work = self._dispatcher.accept(self, message)
         if isinstance(work, Work):
-            self._hand_over(work, nursery)
+            self._hand_over(work, len(data), nursery)
         elif work is not None:
             self.offer(work)
         return True
@@ -219,24 +233,26 @@ class Connection:
             return False
         return True
 
-    def _hand_over(self, work: Work, nursery: trio.Nursery) -> None:
+    def _hand_over(self, work: Work, size: int, nursery: trio.Nursery) -> None:
         if self._inbox is None:
             # Bounded by admission (`max_in_flight`), so a send_nowait below always fits.
-            self._inbox = trio.open_memory_channel[Work](self._limits.max_in_flight)
+            self._inbox = trio.open_memory_channel[tuple[Work, int]](self._limits.max_in_flight)
         inbox, queue = self._inbox
         # Workers come with the work and all but one go with it: sixteen idle tasks on each of
         # thousands of connections would cost more memory than the connections themselves.
         is_taken_at_once = inbox.statistics().tasks_waiting_receive > 0
-        inbox.send_nowait(work)
+        inbox.send_nowait((work, size))
+        self.requests_bytes += size
         if not is_taken_at_once and self._workers < self._limits.max_in_flight:
             self._workers += 1
             nursery.start_soon(self._work, queue)
 
-    async def _work(self, queue: trio.MemoryReceiveChannel[Work]) -> None:
+    async def _work(self, queue: trio.MemoryReceiveChannel[tuple[Work, int]]) -> None:
         try:
             while True:
-                work = await queue.receive()
+                work, size = await queue.receive()
                 answer = await self._dispatcher.run(self, work)
+                self.requests_bytes -= size
                 if answer is not None:
                     self.offer(answer)
                 statistics = queue.statistics()

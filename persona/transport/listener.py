@@ -5,6 +5,7 @@ logged and counted. Connection counts are taken before any work, and given back 
 `with` block, so they cannot leak.
 """
 
+import heapq
 import math
 import random
 from collections import Counter
@@ -217,6 +218,7 @@ class Listener:
         connection = self._connection_class(
             engine, session, dispatcher=self._dispatcher, limits=self._limits, metrics=self._metrics
         )
+        trio.lowlevel.current_task().name = f"connection {session.id}"
         with self._listed(connection), structlog.contextvars.bound_contextvars(connection=session.id):
             log.debug("connection_opened", user=session.identity.user)
             # Let in just before, it comes too late to be sent away with the others.
@@ -237,7 +239,13 @@ class Listener:
                 with trio.move_on_after(self._farewell_s(goodbye), shield=True):
                     await engine.aclose(goodbye.code, goodbye.text)
                 self._metrics.closed.labels(goodbye.cause).inc()
-                log.debug("connection_closed", cause=goodbye.cause, code=goodbye.code)
+                log.debug(
+                    "connection_closed",
+                    user=session.identity.user,
+                    cause=goodbye.cause,
+                    code=goodbye.code,
+                    seconds=round(trio.current_time() - connection.opened_at, 3),
+                )
 
     def _farewell_s(self, goodbye: Goodbye) -> float:
         """How long to wait for a peer's goodbye. One that is sent away for what it did, or for want of
@@ -267,6 +275,16 @@ class Listener:
             if not self._admission.still_admits(connection.session.identity):
                 log.info("token_revoked", user=connection.session.identity.user)
                 connection.cut(REVOKED)
+
+    def heaviest(self, count: int) -> list[Connection]:
+        """The connections that most is held for, heaviest first; none that nothing is held for."""
+        holding = (each for each in self.connections.values() if each.held_bytes)
+        return heapq.nlargest(count, holding, key=lambda each: each.held_bytes)
+
+    @property
+    def half_open(self) -> int:
+        """Handshakes under way."""
+        return len(self._handshakes)
 
     def shed(self, count: int) -> int:
         """Cut up to `count` connections to save memory: idle ones first, those longest silent

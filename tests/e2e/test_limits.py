@@ -22,7 +22,7 @@ HERE = "tests.e2e.test_limits"
 LISTENER = "tests.transport.test_listener"
 CONNECTION = "tests.transport.test_connection"
 DISPATCH = "tests.rpc.test_dispatch"
-MONITOR = "tests.test_monitor"
+MONITOR = "tests.monitor.test_memory"
 
 TESTS = {
     # Limit: the test that reaches it, and the one that stays just under.

@@ -89,6 +89,8 @@ async def test_what_methods_answer_fits_the_published_schemas(autojump_clock: Mo
         await ask("events.unsubscribe", topics=["personas"])
         await ask("system.ping", payload={"a": [1, None]})
         await ask("system.status")
+        await ask("system.metrics")
+        await ask("system.tasks", siblings=2)
         await ask("system.models")
         await ask("system.broadcast", type="t", data={"a": 1})
         await ask("persona.delete", persona_id="milo")

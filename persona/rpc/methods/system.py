@@ -1,7 +1,7 @@
 """`system.*` and `rpc.discover`: the server itself."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -11,6 +11,7 @@ from persona.llm.backend import Backend
 from persona.llm.breaker import CircuitBreaker
 from persona.metrics import Metrics
 from persona.model import isoformat
+from persona.rpc import figures as f
 from persona.rpc import params as p
 from persona.rpc import results as r
 from persona.rpc.dispatch import Call, Caller, method
@@ -34,6 +35,18 @@ class SystemFigures:
     memory_bytes: float
 
 
+class Observed(Protocol):
+    """What the monitor knows; both are cheap and never wait."""
+
+    def metrics(self, window_s: float, *, for_admin: bool) -> f.SystemMetrics:
+        """The figures of the last `window_s` seconds."""
+        ...
+
+    def tasks(self, siblings: int) -> f.SystemTasks:
+        """The tree of tasks, with so many of a kind in each nursery."""
+        ...
+
+
 class SystemMethods:
     """Health, models, broadcast and discovery."""
 
@@ -47,6 +60,7 @@ class SystemMethods:
         hub: Hub,
         metrics: Metrics,
         figures: Callable[[], SystemFigures],
+        observed: Observed,
         document: Callable[[], dict[str, Any]],
         now: Callable[[], float],
     ) -> None:
@@ -57,6 +71,7 @@ class SystemMethods:
         self._hub = hub
         self._metrics = metrics
         self._figures = figures
+        self._observed = observed
         self._document = document
         self._now = now
 
@@ -90,6 +105,17 @@ class SystemMethods:
             avg_response_time=round(total_s / count, 6) if count else 0.0,
             memory_usage_mb=round(figures.memory_bytes / 1e6, 1),
         )
+
+    @method("system.metrics", params=p.MetricsParams, result=f.SystemMetrics, while_draining=True)
+    def metrics(self, caller: Caller, params: p.MetricsParams) -> f.SystemMetrics:
+        """Figures of the last `window_s` seconds; the topic of the same name has them once a second."""
+        is_admin = caller.session.identity.role == "admin"
+        return self._observed.metrics(params.window_s, for_admin=is_admin)
+
+    @method("system.tasks", params=p.TasksParams, result=f.SystemTasks, admin=True, while_draining=True)
+    def tasks(self, _caller: Caller, params: p.TasksParams) -> f.SystemTasks:
+        """The tasks that run now, as a tree: their age, and what each waits for."""
+        return self._observed.tasks(params.siblings)
 
     @method("system.models", params=p.NoParams, result=r.Models)
     async def models(self, _call: Call, _params: p.NoParams) -> r.Models:

@@ -1,40 +1,38 @@
-"""Memory and the event loop, looked at once a second."""
+"""The marks of memory: who is let in, what is dropped, who is shed."""
 
 from typing import Any
 
 import attrs
 import pytest
-import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.metrics import Metrics
-from persona.monitor import SHED_PER_SAMPLE, Monitor
+from persona.monitor.memory import SHED_PER_SAMPLE, MemoryGuard
 
 
 @attrs.define
 class House:
-    """A process of so many megabytes; `shed` is what the monitor asked for."""
+    """A process of so many megabytes; `shed` is what the guard asked for."""
 
     soft_limit_mb: float = 100
     hard_limit_mb: float = 200
     resident_mb: float = 50
-    samples: int = 0
     error: OSError | None = None
     shed: list[int] = attrs.field(factory=list)
     metrics: Metrics = attrs.field(factory=Metrics)
-    monitor: Monitor = attrs.field(init=False)
+    caches_dropped: int = 0
+    guard: MemoryGuard = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.monitor = Monitor(
+        self.guard = MemoryGuard(
             soft_limit_mb=self.soft_limit_mb,
             hard_limit_mb=self.hard_limit_mb,
             resident_bytes=self._resident_bytes,
             shed=self._shed,
+            drop_caches=self._drop_caches,
             metrics=self.metrics,
         )
 
     def _resident_bytes(self) -> int:
-        self.samples += 1
         if self.error is not None:
             raise self.error
         return int(self.resident_mb * 1_000_000)
@@ -43,12 +41,15 @@ class House:
         self.shed.append(count)
         return count
 
+    def _drop_caches(self) -> None:
+        self.caches_dropped += 1
+
     def sample(self, resident_mb: float) -> tuple[bool, bool]:
         """Whether there is room for new connections at this size, and whether some were shed."""
         self.resident_mb = resident_mb
         before = len(self.shed)
-        self.monitor.sample()
-        return self.monitor.has_memory(), len(self.shed) > before
+        self.guard.look()
+        return self.guard.has_memory(), len(self.shed) > before
 
 
 def test_nobody_is_let_in_above_the_soft_mark_nor_cut_below_the_hard_one() -> None:
@@ -98,39 +99,26 @@ def test_the_size_is_a_metric() -> None:
     assert house.metrics.value("resident_memory_bytes") == 123_000_000
 
 
-async def test_a_look_that_fails_changes_nothing_and_is_no_end(autojump_clock: MockClock) -> None:
+def test_a_look_that_fails_changes_nothing_and_is_no_end() -> None:
     """To look takes a descriptor, and those can run out when many clients come."""
     house = House(resident_mb=150)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(house.monitor.run)
-        for error, resident_mb in ((OSError(24, "Too many open files"), 50), (None, 50)):
-            house.error, house.resident_mb = error, resident_mb
-            await trio.sleep(1.5)
-            assert house.monitor.has_memory() == (error is None)
-        nursery.cancel_scope.cancel()
+    assert house.guard.look() == 150_000_000
+    house.error, house.resident_mb = OSError(24, "Too many open files"), 50
+    assert house.guard.look() is None
+    assert not house.guard.has_memory()
+    house.error = None
+    assert house.guard.look() == 50_000_000
+    assert house.guard.has_memory()
 
 
-async def test_it_has_looked_when_it_has_started_and_looks_once_a_second(autojump_clock: MockClock) -> None:
-    house = House(resident_mb=150)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(house.monitor.run)
-        assert not house.monitor.has_memory()
-        assert (house.samples, trio.current_time()) == (1, 0)
-        await trio.sleep(3.5)
-        assert house.samples == 4
-        nursery.cancel_scope.cancel()
-
-
-async def test_how_late_it_woke_is_a_metric(mock_clock: MockClock) -> None:
+def test_caches_are_dropped_when_memory_runs_short_and_not_at_each_look() -> None:
     house = House()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(house.monitor.run)
-        for passed, lag in ((1.25, 0.25), (1.0, 0.0)):
-            await wait_all_tasks_blocked()
-            mock_clock.jump(passed)
-            await wait_all_tasks_blocked()
-            assert house.metrics.value("loop_lag_seconds") == lag
-        nursery.cancel_scope.cancel()
+    counts = []
+    for size in (100, 101, 150, 250, 100, 101):
+        house.sample(size)
+        counts.append(house.caches_dropped)
+    assert counts == [0, 1, 1, 1, 1, 2]
+    assert house.metrics.value("caches_dropped_total") == 2
 
 
 def test_the_marks_are_logged_when_they_are_crossed_not_at_each_look(
