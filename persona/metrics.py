@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 # Two or three to a decade, from what a ping takes to what a chat may: a percentile is known to one of them.
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1, 2.5, 5, 10, 30, 60, 120, 300),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
 )
 """Upper bounds of the buckets of every histogram, in seconds."""
 
@@ -65,34 +65,50 @@ class Distribution:
         return copied
 
 
+class MethodCounts(Distribution):
+    """One method's calls: how long they took, and what became of them."""
+
+    __slots__ = ("outcomes",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outcomes: dict[str, int] = defaultdict(int)
+
+
 class MessageFigures(Collector):
     """What is counted for each message, as the registry's reader wants it."""
 
     def __init__(self) -> None:
         self.received = 0
         """Frames; the reader adds to it."""
-        self._answered: dict[tuple[str, str], int] = defaultdict(int)
-        self._seconds: dict[str, Distribution] = defaultdict(Distribution)
+        self._methods: dict[str, MethodCounts] = defaultdict(MethodCounts)
 
     def count_answer(self, method: str, outcome: str, seconds: float) -> None:
         """Count a call of `method` that ended so and took so long."""
-        self._answered[method, outcome] += 1
-        self._seconds[method].observe(seconds)
+        counts = self._methods[method]
+        counts.outcomes[outcome] += 1
+        # `observe`, without the price of a call.
+        counts.buckets[bisect_left(SECONDS, seconds)] += 1
+        counts.total += seconds
 
     def answered(self) -> tuple[int, float]:
         """How many calls were answered, and their time in all, in seconds."""
         return (
-            sum(durations.count for durations in self._seconds.values()),
-            sum(durations.total for durations in self._seconds.values()),
+            sum(counts.count for counts in self._methods.values()),
+            sum(counts.total for counts in self._methods.values()),
         )
 
     def outcomes(self) -> dict[tuple[str, str], int]:
         """Calls answered since the start, by method and outcome."""
-        return dict(self._answered)
+        return {
+            (method, outcome): count
+            for method, counts in self._methods.items()
+            for outcome, count in counts.outcomes.items()
+        }
 
     def seconds(self) -> Mapping[str, Distribution]:
         """How long the calls of each method took, since the start. Not a copy."""
-        return self._seconds
+        return self._methods
 
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client.registry.Collector`."""
@@ -100,13 +116,13 @@ class MessageFigures(Collector):
             "persona_messages_received", "JSON-RPC frames received.", value=self.received
         )
         answered = CounterMetricFamily("persona_requests", "Calls answered.", labels=("method", "outcome"))
-        for labels, count in self._answered.items():
+        for labels, count in self.outcomes().items():
             answered.add_metric(labels, count)
         yield answered
         seconds = HistogramMetricFamily(
             "persona_request_seconds", "Time from call to answer.", labels=("method",)
         )
-        for method, durations in self._seconds.items():
+        for method, durations in self._methods.items():
             seconds.add_metric((method,), list(durations.cumulated()), durations.total)
         yield seconds
 

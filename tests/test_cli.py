@@ -55,7 +55,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **functions: Callable
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"persona, version {persona.__version__}\n"
     helped = run("-h").stdout
-    for command in ("serve", "demo", "chat", "config", "backup", "check"):
+    for command in ("serve", "demo", "chat", "tasks", "config", "backup", "check"):
         assert command in helped
         assert run(command, "--help").exit_code == 0
 
@@ -381,3 +381,22 @@ def test_check_of_nothing_is_one_line_and_exit_2(tmp_path: Path) -> None:
         done.stderr == f"persona: error: {tmp_path / 'gone.db'}: cannot be read: No such file or directory\n"
     )
     assert not Path("gone.db").exists()
+
+
+# tasks
+
+
+def test_tasks_passes_its_options_on_and_prints_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str | None, int, bool]] = []
+
+    async def read_tasks(url: str, *, token: str | None, siblings: int, as_json: bool) -> str:
+        await trio.lowlevel.checkpoint()
+        seen.append((url, token, siblings, as_json))
+        return "a tree\n"
+
+    stand_in(monkeypatch, "persona.tasks", read_tasks=read_tasks)
+    Path("token").write_text("s3cret\n", encoding="utf-8")
+    assert run("tasks").stdout == "a tree\n"
+    run("tasks", "--url", URL, "--siblings", "9", "--json", "--token-file", "token")
+    assert seen == [("ws://127.0.0.1:8000/mcp", None, 3, False), (URL, "s3cret", 9, True)]
+    assert run("tasks", "--siblings", "0").exit_code == 2

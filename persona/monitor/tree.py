@@ -25,6 +25,7 @@ MAX_NODES = 2000
 MAX_DEPTH = 40
 """Of tasks within tasks; the server has fewer than ten."""
 MAX_NAME_CHARS = 80
+PARTIAL = r"^functools\.partial\(<(?:bound method|function) ([\w.]+).*"
 
 SHORT_NAMES = {
     "persona.storage.pool._run_lanes": "database",
@@ -173,10 +174,11 @@ def short_name(name: str) -> str:
     known = SHORT_NAMES.get(name)
     if known is not None:
         return known
-    # A partial has its arguments in its name, and they may be anything.
-    name = re.sub(r"^functools\.partial\(<(?:bound method|function) ([\w.]+).*", r"\1", name, flags=re.DOTALL)
-    name = name.removeprefix("persona.").replace(".<locals>", "")
-    return "".join(c if c.isprintable() else "?" for c in name[:MAX_NAME_CHARS])
+    if name.startswith("functools.partial("):
+        # It has its arguments in its name, and they may be anything.
+        name = re.sub(PARTIAL, r"\1", name, flags=re.DOTALL)
+    name = name.removeprefix("persona.").replace(".<locals>", "")[:MAX_NAME_CHARS]
+    return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _kind(name: str) -> str:

@@ -128,3 +128,17 @@ def test_a_topic_stays_if_it_ever_had_an_event(hub: Hub, encoder: Encoder) -> No
     hub.subscribe(listener, ["spoken of"])
     hub.publish("spoken of", "x", None)
     assert [event["seq"] for event in encoder.events] == [1, 2]
+
+
+def test_it_says_whether_anybody_would_hear(hub: Hub) -> None:
+    listener = Listener()
+    assert not hub.has_subscribers("news")
+    hub.subscribe(listener, ["news", "system.metrics"])
+    assert hub.has_subscribers("news")
+    assert hub.has_subscribers("system.metrics")
+    assert not hub.has_subscribers("system")
+    hub.publish("other", "x", None)
+    assert not hub.has_subscribers("other")
+    hub.forget(listener)
+    assert not hub.has_subscribers("news")
+    assert not hub.has_subscribers("system.metrics")

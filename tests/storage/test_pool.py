@@ -225,3 +225,22 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
             assert acknowledged <= set(found)
             assert len(found) == len(set(found))
             assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("threads", [True, False])
+async def test_memory_is_given_back_by_both_sides(threads: bool, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def listen(conn: sqlite3.Connection) -> None:
+        conn.set_trace_callback(said.append)
+
+    path = tmp_path / "p.db" if threads else ":memory:"
+    with trio.fail_after(20):
+        async with open_database(path, readers=1, threads=threads) as database:  # type: ignore[arg-type]
+            await database.write(listen)
+            if threads:
+                await database.read(listen)
+            await database.release_memory()
+            await database.write(create)
+            assert await database.read(rows) == []
+    assert said.count("PRAGMA shrink_memory") == 2
