@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from persona.metrics import SECONDS
+from persona.metrics import SECONDS, Durations
 from persona.model import isoformat
 from persona.monitor.alerts import Alert
 from persona.monitor.window import Counted, Span
@@ -61,6 +61,12 @@ def distribution(counted: Counted) -> f.DistributionFigures:
             for bound, count in zip_longest(map(float, bounds), counted.buckets)
         ],
     )
+
+
+def monitor(durations: Durations) -> f.MonitorFigures:
+    """The section `monitor`."""
+    counted = Counted.of(durations)
+    return f.MonitorFigures(samples=counted.count, sample_s=percentiles(counted))
 
 
 def alert_views(raised: Sequence[Alert]) -> list[f.AlertView]:

@@ -207,5 +207,6 @@ class Monitor:
                 first_token_s=report.percentiles(span.first_token),
                 seconds=report.distribution(span.llm),
             ),
+            monitor=report.monitor(metrics.monitor_seconds.durations),
             alerts=report.alert_views(self._alerts.raised),
         )

@@ -150,6 +150,14 @@ class ModelFigures:
 
 
 @attrs.frozen(kw_only=True, slots=False)
+class MonitorFigures:
+    """What the monitor's own looks took, since the start."""
+
+    samples: int
+    sample_s: PercentileFigures
+
+
+@attrs.frozen(kw_only=True, slots=False)
 class AlertView:
     """An alert that is raised."""
 
@@ -178,6 +186,7 @@ class SystemMetrics:
     database: DatabaseFigures
     background: BackgroundFigures
     model: ModelFigures
+    monitor: MonitorFigures
     alerts: list[AlertView]
 
 

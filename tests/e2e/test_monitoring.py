@@ -1,10 +1,12 @@
 """What the server says of itself, beside what was done to it."""
 
 import bisect
+import gc
 import math
 import re
 import secrets
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -99,31 +101,27 @@ async def test_known_traffic_gives_exactly_matching_counters(engine: str, tmp_pa
 async def test_percentiles_lie_within_one_bucket_of_the_clients_own(tmp_path: Path) -> None:
     """Of calls whose time is the server's: chats with a model that takes its time."""
     taken: list[float] = []
-    clients, rounds = 6, 12
-    llm = {
-        "max_concurrency": 2,
-        "scripted_first_token_s": 0.02,
-        "scripted_tokens_per_s": 1000.0,
-        "max_queue": 100,
-    }
+    alone, crowd = 80, 16
+    llm = {"max_concurrency": 1, "scripted_first_token_s": 0.02, "scripted_tokens_per_s": 1000.0}
     async with besieged(tmp_path, "sansio", llm=llm) as siege:
 
-        async def talk(number: int) -> None:
+        async def talk(count: int) -> None:
             async with dial(siege.url) as wire:
-                for _ in range(rounds):
+                for _ in range(count):
                     started = trio.current_time()
-                    await wire.call("persona.chat", {"persona_id": "aria", "message": f"Hello {number}"})
+                    await wire.call("persona.chat", {"persona_id": "aria", "message": "Hello"})
                     taken.append(trio.current_time() - started)
 
         with trio.fail_after(60):
+            await talk(alone)
+            # They wait for each other, so the slow ones are many times slower.
             async with trio.open_nursery() as nursery:
-                for number in range(clients):
-                    nursery.start_soon(talk, number)
+                for _ in range(crowd):
+                    nursery.start_soon(talk, 1)
         async with dial(siege.url) as wire:
-            chat = (await wire.call("system.metrics", {"window_s": 300}))["requests"]["by_method"][
-                "persona.chat"
-            ]
-    assert chat["count"] == len(taken) == clients * rounds
+            figures = await wire.call("system.metrics", {"window_s": 300})
+    chat = figures["requests"]["by_method"]["persona.chat"]
+    assert chat["count"] == len(taken) == alone + crowd
     for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
         own = sorted(taken)[math.ceil(q * len(taken)) - 1]
         distance = bisect.bisect_left(SECONDS, chat[name]) - bisect.bisect_left(SECONDS, own)
@@ -255,6 +253,33 @@ async def test_requests_under_way_are_held_and_let_go(autojump_clock: MockClock)
             await trio.sleep(0.5)
             assert connection.requests_bytes > len(line)
         assert connection.requests_bytes == 0
+
+
+class Ring:
+    """Knows itself, so only the garbage collector ends it."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+async def test_caches_are_dropped_when_memory_runs_short(tmp_path: Path) -> None:
+    resident_mb = 100
+    limits = {"memory_soft_limit_mb": 200}
+    async with besieged(
+        tmp_path, "sansio", limits=limits, resident_bytes=lambda: resident_mb * 1_000_000
+    ) as siege:
+        metrics = siege.server.metrics
+        gc.disable()
+        try:
+            ring = weakref.ref(Ring())
+            assert ring() is not None
+            resident_mb = 201
+            await until(lambda: ring() is None)
+        finally:
+            gc.enable()
+        assert metrics.value("caches_dropped_total") == 1
+        await until(lambda: not siege.server.background.queued)
+    assert metrics.value("background_failed_total", job="release_memory") == 0
 
 
 # The tree

@@ -3,6 +3,7 @@
 import io
 import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -19,6 +20,14 @@ TREE = TaskNode(name="root", age_s=None, waits_for="Event.wait", requests=(), nu
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.fixture(autouse=True)
+def _harmless() -> Iterator[None]:
+    """A signal that nobody takes would end the test run."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGUSR1, before)
 
 
 async def raised(times: int) -> None:

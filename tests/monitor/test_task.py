@@ -187,3 +187,7 @@ async def test_how_long_a_sample_takes_is_a_metric(autojump_clock: MockClock) ->
         house.monitor.sample()
     assert house.metrics.value("monitor_sample_seconds_count") == 3
     assert house.metrics.value("monitor_sample_seconds_sum") > 0
+    figures = house.monitor.metrics().monitor
+    assert figures.samples == 3
+    assert figures.sample_s.p99 is not None
+    assert figures.sample_s.p99 > 0

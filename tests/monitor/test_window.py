@@ -84,6 +84,7 @@ def test_what_is_older_than_the_longest_window_is_forgotten() -> None:
     assert past.window.over(MAX_WINDOW_S).outcomes == {("m", "ok"): 7}
     past.passes()
     assert past.window.over(MAX_WINDOW_S).outcomes == {}
+    assert past.window.over(10 * MAX_WINDOW_S).seconds_long == MAX_WINDOW_S
 
 
 def test_memory_grows_by_so_much_a_second_and_the_worst_lag_counts() -> None:
