@@ -6,7 +6,6 @@ one answer, each notification none; this module is where an error becomes a repl
 """
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar
@@ -28,11 +27,10 @@ from persona.errors import (
 from persona.log import internal_error
 from persona.metrics import Metrics
 from persona.rpc import jsonrpc
+from persona.rpc.requestlog import RequestLog, shown
 from persona.rpc.validation import convert_params
 from persona.service.sessions import RunningRequest, Session
 from persona.service.subscriber import Subscriber
-
-log = structlog.get_logger()
 
 Bound = Literal["handlers", "model"]
 """What bounds a method: the handler pool, or the model's own slots and queue. A chat may wait for
@@ -42,8 +40,6 @@ POOL_PATIENCE_S = 0.25
 """How long a request waits for a place in the handler pool before it is refused. Hundreds of clients
 that connect at one moment and do something short are no overload, and told to come back in a second
 they would all come back at one moment."""
-LOGGED_ID_CHARS = 64
-"""What the log shows of a request's id, which is the client's choice and may be as long as a message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -172,11 +168,8 @@ class Work:
 
 
 class Dispatcher:
-    """Runs calls against the registry. One per server.
-
-    With `logs_requests` each call is logged, at debug. One that took longer than `slow_request_s` (0 is off)
-    is logged as a warning and counted, unless it is one that waits for the model.
-    """
+    """Runs calls against the registry. One per server. `requestlog` says what `logs_requests` and
+    `slow_request_s` do."""
 
     def __init__(
         self,
@@ -187,10 +180,12 @@ class Dispatcher:
         logs_requests: bool = False,
         slow_request_s: float = 0.0,
     ) -> None:
-        # Known in advance: only to ask structlog whether it would log costs a tenth of a ping.
-        self._logs_requests = logs_requests
-        self._noted_after_s = 0.0 if logs_requests else slow_request_s or math.inf
-        self._slow_request_s = slow_request_s or math.inf
+        self._request_log = RequestLog(
+            metrics,
+            waits_for_model=self._waits_for_model,
+            logs_all=logs_requests,
+            slow_after_s=slow_request_s,
+        )
         self._registry = registry
         self._limits = limits
         self._metrics = metrics
@@ -321,7 +316,7 @@ class Dispatcher:
         started = time.perf_counter()
         # Method names come from clients; only known ones may become a label.
         label = "unknown"
-        bound = structlog.contextvars.bind_contextvars(request=_shown(request.id))
+        bound = structlog.contextvars.bind_contextvars(request=shown(request.id))
         try:
             spec, handler = self._find(message.method)
             self._check(caller.session, spec, in_batch=in_batch)
@@ -350,24 +345,12 @@ class Dispatcher:
     def _count(self, label: str, outcome: str, started: float, request_id: jsonrpc.Id) -> None:
         seconds = time.perf_counter() - started
         self._metrics.messages.count_answer(label, outcome, seconds)
-        if seconds > self._noted_after_s:
-            self._note(label, outcome, seconds, request_id)
+        if seconds > self._request_log.noted_after_s:
+            self._request_log.note(label, outcome, seconds, request_id)
 
-    def _note(self, label: str, outcome: str, seconds: float, request_id: jsonrpc.Id) -> None:
-        """Log a call: what it was and what became of it, never what it said."""
-        found = self._registry.find(label)
-        is_slow = seconds > self._slow_request_s and (found is None or found[0].bound != "model")
-        if is_slow:
-            self._metrics.slow_requests.labels(label).inc()
-        if is_slow or self._logs_requests:
-            said = log.warning if is_slow else log.debug
-            said(
-                "slow_request" if is_slow else "request",
-                method=label,
-                outcome=outcome,
-                request=_shown(request_id),
-                seconds=round(seconds, 6),
-            )
+    def _waits_for_model(self, name: str) -> bool:
+        found = self._registry.find(name)
+        return found is not None and found[0].bound == "model"
 
     def _find(self, name: str) -> tuple[MethodSpec, Handler]:
         found = self._registry.find(name)
@@ -415,10 +398,6 @@ class Dispatcher:
             await self._pool.acquire_on_behalf_of(request)
         if patience.cancelled_caught:
             raise Overloaded("too many requests are running", retry_after_s=1.0)
-
-
-def _shown(request_id: jsonrpc.Id) -> str | int | None:
-    return request_id[:LOGGED_ID_CHARS] if isinstance(request_id, str) else request_id
 
 
 def _draining() -> ShuttingDown:

@@ -14,7 +14,8 @@ from trio.testing import MockClock
 from persona.config import LimitSettings
 from persona.log import PINNED, configure_logging
 from persona.metrics import Metrics
-from persona.rpc.dispatch import LOGGED_ID_CHARS, Call, Dispatcher, Registry, method
+from persona.rpc.dispatch import Call, Dispatcher, Registry, method
+from persona.rpc.requestlog import LOGGED_ID_CHARS
 from persona.service.sessions import Identity, Sessions
 from tests.rpc.desk import Desk, Methods, Nothing, call, notify
 
