@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from persona.metrics import SECONDS, Durations
+from persona.metrics import SECONDS, Distribution
 from persona.model import isoformat
 from persona.monitor.alerts import Alert
 from persona.monitor.window import Counted, Span
@@ -63,7 +63,7 @@ def distribution(counted: Counted) -> f.DistributionFigures:
     )
 
 
-def monitor(durations: Durations) -> f.MonitorFigures:
+def monitor(durations: Distribution) -> f.MonitorFigures:
     """The section `monitor`."""
     counted = Counted.of(durations)
     return f.MonitorFigures(samples=counted.count, sample_s=percentiles(counted))
