@@ -98,6 +98,13 @@ def bench_storage(session: nox.Session) -> None:
 
 
 @nox.session
+def loadgen(session: nox.Session) -> None:
+    """A load test with a page to show; `nox -s loadgen -- run soak --duration 3600` for another one."""
+    install(session, "loadgen")
+    session.run("loadgen", *(session.posargs or ["run", "ramp"]))
+
+
+@nox.session
 def autobahn(session: nox.Session) -> None:
     """Autobahn's fuzzing client against both engines; needs a Python 2.7 for the client."""
     python = find_python27(session)

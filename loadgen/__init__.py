@@ -1,1 +1,1 @@
-"""The load generator: many clients of `persona.client`, honest figures. Run `python -m loadgen`."""
+"""The load generator: open and closed models, honest percentiles, scenarios in a few lines of Python."""

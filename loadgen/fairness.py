@@ -160,15 +160,15 @@ def _drive(chains: dict[tuple[int, int], _Chain], crowd: Crowd) -> Run:
 
 def measure(engine: str, crowd: Crowd, *, slots: int, in_order_of_coming: bool = False) -> Run:
     """`crowd` on a server of its own. Raises `WrongAnswer`, `RuntimeError`."""
-    settings = {
-        "PERSONA_LLM_MAX_CONCURRENCY": str(slots),
-        "PERSONA_LLM_MAX_QUEUE": "10000",
-        "PERSONA_LLM_SCRIPTED_FIRST_TOKEN_S": str(FIRST_TOKEN_S),
-        "PERSONA_LLM_SCRIPTED_TOKENS_PER_S": str(TOKENS_PER_S),
-        "PERSONA_PERSONAS_RECOVERY_S": "0",
+    settings: dict[str, object] = {
+        "llm.max_concurrency": slots,
+        "llm.max_queue": 10_000,
+        "llm.scripted_first_token_s": FIRST_TOKEN_S,
+        "llm.scripted_tokens_per_s": TOKENS_PER_S,
+        "personas.recovery_s": 0,
     }
     if in_order_of_coming:
-        settings["PERSONA_AUTH_TOKENS"] = f"everybody:admin:{token_hash(TOKEN)}"
+        settings["auth.tokens"] = f"everybody:admin:{token_hash(TOKEN)}"
     server: ServerProcess
     with running(engine, settings) as server:
         return drive(server.url, crowd, token=TOKEN if in_order_of_coming else "")

@@ -4,6 +4,7 @@ Each is held to one core, and whoever drives it moves to the others.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,9 +24,11 @@ PEERS = {
     "sansio, unmonitored": "loadgen.peers.unmonitored_peer",
 }
 START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
 UNLIMITED = {
     "PERSONA_LIMITS_RATE_LIMIT_PER_MINUTE": "0",
     "PERSONA_LIMITS_MAX_CONNECTIONS": "10000",
+    "PERSONA_PERSONAS_RECOVERY_S": "0",
 }
 """What a client would meet that asks as fast as it can."""
 
@@ -36,7 +39,9 @@ class ServerProcess:
 
     name: str
     url: str
+    pid: int
     _process: psutil.Process
+    _child: "subprocess.Popen[str]"
 
     def cpu_s(self) -> float:
         """Processor time used so far."""
@@ -50,6 +55,19 @@ class ServerProcess:
     def descriptors(self) -> int:
         """Open files and sockets."""
         return int(self._process.num_fds())
+
+    def threads(self) -> int:
+        """Of the whole process."""
+        return int(self._process.num_threads())
+
+    def stop(self) -> int | None:
+        """Ask it to end, as an operator would, and wait; its exit code, `None` where it did not end in a
+        minute. What is negative is the signal that ended it."""
+        self._child.send_signal(signal.SIGTERM)
+        try:
+            return self._child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return None
 
 
 @contextmanager
@@ -88,9 +106,12 @@ def _command(name: str, database: Path) -> list[str]:
 
 
 @contextmanager
-def running(name: str, settings: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
-    """One of `OURS` or `PEERS` on a free port; `settings` are variables of the environment, over those that
-    take the limits away. Raises `RuntimeError` when it does not start."""
+def running(name: str, settings: Mapping[str, object] | None = None) -> Iterator[ServerProcess]:
+    """One of `OURS` or `PEERS` on a free port. Raises `RuntimeError` when it does not start.
+
+    `settings` are ours, by name, over those that take away what a load test would meet on purpose:
+    `{"limits.max_connections": 100}`. Peers have none.
+    """
     with all_cores(), tempfile.TemporaryDirectory() as folder:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("PERSONA_")}
         with _on_the_first_core():
@@ -98,15 +119,21 @@ def running(name: str, settings: Mapping[str, str] | None = None) -> Iterator[Se
                 _command(name, Path(folder) / "bench.db"),
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**environ, **UNLIMITED, **(settings or {})},
+                env={**environ, **UNLIMITED, **_as_environ(settings or {})},
             )
         try:
-            yield ServerProcess(name, _url(process, name), psutil.Process(process.pid))
+            url = _url(process, name)
+            yield ServerProcess(name, url, process.pid, psutil.Process(process.pid), process)
         finally:
             process.kill()
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+def _as_environ(settings: Mapping[str, object]) -> dict[str, str]:
+    """`{"limits.max_connections": 10}` as `{"PERSONA_LIMITS_MAX_CONNECTIONS": "10"}`."""
+    return {f"PERSONA_{name.replace('.', '_').upper()}": str(value) for name, value in settings.items()}
 
 
 def _url(process: "subprocess.Popen[str]", name: str) -> str:

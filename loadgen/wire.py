@@ -96,7 +96,7 @@ class WireConnection:
         buffer = self._buffer + data if self._buffer else data
         start = 0
         try:
-            while (frame := _frame(buffer, start)) is not None:
+            while (frame := read_frame(buffer, start)) is not None:
                 opcode, payload, start = frame
                 if opcode == 0x9:
                     self.send(struct.pack("!BBI", 0x8A, 0x80 | len(payload), 0) + payload)
@@ -121,7 +121,7 @@ class WireConnection:
                     return message["result"]
 
 
-def _frame(buffer: bytes, start: int) -> tuple[int, bytes, int] | None:
+def read_frame(buffer: bytes, start: int) -> tuple[int, bytes, int] | None:
     """Opcode, payload and the end of the frame at `start`; `None` when it is not all there."""
     there = len(buffer) - start
     if there < 2:
@@ -146,7 +146,9 @@ def request_frame(request_id: int, method: str, params: dict[str, Any]) -> bytes
     text = orjson.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
     if len(text) < 126:
         return struct.pack("!BBI", 0x81, 0x80 | len(text), 0) + text
-    return struct.pack("!BBHI", 0x81, 0xFE, len(text), 0) + text
+    if len(text) < 65_536:
+        return struct.pack("!BBHI", 0x81, 0xFE, len(text), 0) + text
+    return struct.pack("!BBQI", 0x81, 0xFF, len(text), 0) + text
 
 
 @contextmanager

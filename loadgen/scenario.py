@@ -1,0 +1,189 @@
+"""A scenario: who does what, in which stages, and what must hold in the end."""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import attrs
+
+from loadgen import scenarios
+from loadgen.script import Call, Script, Stream, User
+
+Arrivals = Literal["poisson", "constant"]
+Request = Callable[[User, int], Call | Stream]
+
+
+class ScenarioError(Exception):
+    """There is no such scenario, or it cannot be run so. The message is for people."""
+
+
+@attrs.frozen(kw_only=True)
+class Stage:
+    """A stretch of a run."""
+
+    seconds: float = attrs.field(validator=attrs.validators.gt(0))
+    connections: int = attrs.field(validator=attrs.validators.ge(0))
+    rate: float | None = None
+    """Requests a second that arrive whatever becomes of those before (open model); `None`: none do."""
+    name: str = ""
+
+
+@attrs.frozen
+class Threshold:
+    """What must hold of one of the run's figures, such as `response.p99_ms`, or of its ratio to another one.
+    A figure that there is not fails it."""
+
+    figure: str
+    at_most: float | None = None
+    at_least: float | None = None
+    relative_to: str | None = None
+
+    def verdict(self, figures: Mapping[str, float]) -> tuple[bool, str]:
+        """Whether it holds, and a line that says so."""
+        name = self.figure + (f" / {self.relative_to}" if self.relative_to else "")
+        wanted = " and ".join(
+            f"{word} {bound:g}"
+            for word, bound in (("at most", self.at_most), ("at least", self.at_least))
+            if bound is not None
+        )
+        value = self._value(figures)
+        if value is None:
+            return False, f"{name}: there is no such figure; wanted {wanted}"
+        holds = (self.at_most is None or value <= self.at_most) and (
+            self.at_least is None or value >= self.at_least
+        )
+        return holds, f"{name} is {value:g}; wanted {wanted}"
+
+    def _value(self, figures: Mapping[str, float]) -> float | None:
+        value = figures.get(self.figure)
+        if self.relative_to is None or value is None:
+            return value
+        base = figures.get(self.relative_to)
+        return value / base if base else None
+
+
+NO_ERRORS = Threshold("errors", at_most=0)
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """What `loadgen run` runs. A file of one's own holds one of these under the name `SCENARIO`."""
+
+    name: str
+    summary: str
+    """One line, for `loadgen list`."""
+    stages: tuple[Stage, ...]
+    user: Callable[[User], Script] | None = None
+    """What each user does by itself (closed model)."""
+    request: Request | None = None
+    """The `n`-th request. Arrivals send it; with no rate and no `user`, each user sends one after another."""
+    set_up: Callable[[User], Script] | None = None
+    """What a new connection does before it counts as there. Not in the figures, but for its errors."""
+    arrivals: Arrivals = "poisson"
+    warm_up_s: float = 2.0
+    """So long from the start, requests are made and checked but not measured."""
+    connecting: int = 64
+    """Handshakes under way at once."""
+    reconnect_s: float | None = None
+    """Who was refused, or lost its connection, comes back after so long. `None`: it does not."""
+    expected: frozenset[str] = frozenset()
+    """Kinds of errors that the scenario provokes on purpose. They are counted, but apart from `errors`."""
+    server: Mapping[str, object] = attrs.field(factory=dict)
+    """Settings of a server of its own, by name: `{"llm.scripted_tokens_per_s": 0}`."""
+    thresholds: tuple[Threshold, ...] = (NO_ERRORS,)
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages; the warm-up is in it."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests arrive at a rate."""
+        return any(stage.rate is not None for stage in self.stages)
+
+    def fitted(
+        self,
+        *,
+        connections: int | None = None,
+        seconds: float | None = None,
+        rate: float | None = None,
+        warm_up_s: float | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> "Scenario":
+        """The same, made larger or smaller: the highest stage has `connections` and `rate`, all of them
+        together take `seconds`, and the others keep their share. Raises `ScenarioError`."""
+        if rate is not None and self.request is None:
+            raise ScenarioError(f"{self.name} is a closed model only: its users decide when to ask")
+        highest = max(stage.connections for stage in self.stages)
+        highest_rate = max((stage.rate or 0.0 for stage in self.stages), default=0.0)
+        stages = tuple(
+            attrs.evolve(
+                stage,
+                seconds=stage.seconds * (1.0 if seconds is None else seconds / self.seconds),
+                connections=_scaled(stage.connections, highest, connections),
+                rate=_scaled_rate(stage.rate, highest_rate, rate),
+            )
+            for stage in self.stages
+        )
+        changed = attrs.evolve(self, stages=stages, arrivals=arrivals or self.arrivals)
+        # A short run is not all warm-up.
+        if warm_up_s is None:
+            warm_up_s = min(self.warm_up_s, changed.seconds / 4, stages[0].seconds / 2)
+        if warm_up_s >= changed.seconds:
+            raise ScenarioError(f"a warm-up of {warm_up_s:g} s leaves nothing of {changed.seconds:g} s")
+        return attrs.evolve(changed, warm_up_s=warm_up_s)
+
+
+def _scaled(value: int, highest: int, wanted: int | None) -> int:
+    if wanted is None or not highest:
+        return value
+    return max(1, round(value * wanted / highest)) if value else 0
+
+
+def _scaled_rate(value: float | None, highest: float, wanted: float | None) -> float | None:
+    if wanted is None:
+        return value
+    return wanted * value / highest if value is not None and highest else wanted
+
+
+def scenario_names() -> list[str]:
+    """Of the scenarios that come with loadgen."""
+    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(scenarios.__path__)]
+
+
+def load_scenario(reference: str) -> Scenario:
+    """A scenario by its name, or by the path of a Python file. Raises `ScenarioError`."""
+    if reference in scenario_names():
+        module = importlib.import_module(f"loadgen.scenarios.{reference.replace('-', '_')}")
+    elif reference.endswith(".py"):
+        module = _from_file(Path(reference))
+    else:
+        raise ScenarioError(
+            f"no scenario {reference!r}; there are {', '.join(scenario_names())}, or the path of a .py file"
+        )
+    found: Any = getattr(module, "SCENARIO", None)
+    if not isinstance(found, Scenario):
+        raise ScenarioError(f"{reference} has no `SCENARIO = Scenario(...)`")
+    if found.user is None and found.request is None:
+        raise ScenarioError(f"{reference}: a scenario needs a `user` or a `request`")
+    if not found.stages or (found.is_open and found.request is None):
+        raise ScenarioError(f"{reference}: it needs a stage, and a `request` where a stage has a rate")
+    return found
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"loadgen_scenario_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ScenarioError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    # A user's file may fail in any way; the file and the error are named.
+    try:
+        spec.loader.exec_module(module)
+    except Exception as exc:
+        raise ScenarioError(f"{path}: {type(exc).__name__}: {exc}") from exc
+    return module
