@@ -87,7 +87,7 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Ours beside other servers, as ratios: the tables of docs/performance.md. Takes some minutes."""
     install(session, "peers")
-    session.run("python", "-m", "loadgen.bench", *session.posargs)
+    session.run("loadgen", "bench", *session.posargs)
 
 
 @nox.session(name="bench-storage")

@@ -1,16 +1,16 @@
-"""`python -m loadgen.bench`: ours beside the peers, in one run, as ratios.
+"""`loadgen bench transport`: ours beside the peers, in one run, as ratios.
 
 Servers take turns within a round, so that a machine that slows down slows all of them; the median over the
 rounds is shown. Rates depend on the machine; ratios carry over.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import attrs
-import click
 
 from loadgen.servers import OURS, PEERS, ServerProcess, running
+from loadgen.tables import BenchPlan, Mark, Row, TableError
 from loadgen.wire import WrongAnswer, broadcast, connected, ping_loop
 
 WARM_UP_S = 0.5
@@ -29,9 +29,13 @@ class Scenario:
     measure: Callable[[ServerProcess, float], dict[str, float]]
     marks: tuple[tuple[str, str, float], ...]
     """Server, the one it is compared with, and the ratio that is the mark."""
+    more_is_better: bool = False
+    settings: Mapping[str, object] = attrs.field(factory=dict)
+    """Ours, as `servers.running` takes them."""
+    note: str = ""
 
 
-def _pings(connections: int, in_flight: int) -> Callable[[ServerProcess, float], dict[str, float]]:
+def pings(connections: int, in_flight: int) -> Callable[[ServerProcess, float], dict[str, float]]:
     def measure(server: ServerProcess, seconds: float) -> dict[str, float]:
         is_echo = server.name == ECHO
         with connected(server.url, connections) as clients:
@@ -50,7 +54,7 @@ def _pings(connections: int, in_flight: int) -> Callable[[ServerProcess, float],
     return measure
 
 
-def _broadcast(subscribers: int) -> Callable[[ServerProcess, float], dict[str, float]]:
+def fan_out(subscribers: int) -> Callable[[ServerProcess, float], dict[str, float]]:
     def measure(server: ServerProcess, _seconds: float) -> dict[str, float]:
         with connected(server.url, subscribers + 1) as clients:
             times = broadcast(clients, size_bytes=BROADCAST_BYTES, rounds=BROADCASTS)
@@ -59,7 +63,7 @@ def _broadcast(subscribers: int) -> Callable[[ServerProcess, float], dict[str, f
     return measure
 
 
-def _memory(connections: int) -> Callable[[ServerProcess, float], dict[str, float]]:
+def idle_memory(connections: int) -> Callable[[ServerProcess, float], dict[str, float]]:
     def measure(server: ServerProcess, _seconds: float) -> dict[str, float]:
         # What a first client brings into memory is the server's, and not the connections'.
         with connected(server.url, 50) as clients:
@@ -81,14 +85,14 @@ def scenarios() -> Iterator[Scenario]:
             f"ping, {connections} connections, closed loop",
             (*web, "trio-websocket", ECHO),
             "us",
-            _pings(connections, 1),
+            pings(connections, 1),
             (("sansio", "uvicorn", 1.0), ("sansio", "aiohttp", 0.6), ("trio-websocket", ECHO, 0.7)),
         )
     yield Scenario(
         "ping, 10 connections, 16 in flight",
         (*web, "trio-websocket", ECHO),
         "us",
-        _pings(10, 16),
+        pings(10, 16),
         (("sansio", "aiohttp", 1.0),),
     )
     for subscribers in (500, 2000):
@@ -96,68 +100,69 @@ def scenarios() -> Iterator[Scenario]:
             f"broadcast of {BROADCAST_BYTES} bytes to {subscribers}, last receipt",
             (*web, "trio-websocket"),
             "ms",
-            _broadcast(subscribers),
+            fan_out(subscribers),
             (("sansio", "aiohttp", 1 / 1.3),),
         )
     yield Scenario(
         "memory of an idle connection, 2000 connections",
         (*web, "trio-websocket"),
         "kB",
-        _memory(2000),
+        idle_memory(2000),
         (("sansio", "20 kB", 1.0), ("trio-websocket", "30 kB", 1.0)),
     )
 
 
-def run(scenario: Scenario, *, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """The medians over the rounds, by server. Raises `WrongAnswer`, `RuntimeError`."""
+def run(scenario: Scenario, *, rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
+    """The figures of each round, by server. Raises `WrongAnswer`, `RuntimeError`."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in scenario.servers}
     for _ in range(rounds):
         for name in scenario.servers:
-            with running(name) as server:
+            with running(name, scenario.settings) as server:
                 seen[name].append(scenario.measure(server, seconds))
-    return {
-        name: {key: statistics.median(figures[key] for figures in all_) for key in all_[0]}
+    return seen
+
+
+def row(scenario: Scenario, seen: dict[str, list[dict[str, float]]]) -> Row:
+    """A line of the table."""
+    others = {
+        name: {
+            key: statistics.median(figures[key] for figures in all_)
+            for key in all_[0]
+            if key != scenario.unit
+        }
         for name, all_ in seen.items()
     }
+    return Row(
+        name=scenario.name,
+        unit=scenario.unit,
+        rounds={name: [figures[scenario.unit] for figures in all_] for name, all_ in seen.items()},
+        more_is_better=scenario.more_is_better,
+        marks=tuple(Mark(*mark) for mark in scenario.marks),
+        bounds={other: float(other.split()[0]) for _, other, _ in scenario.marks if other not in seen},
+        extra=others,
+        note=scenario.note,
+    )
 
 
-def lines(scenario: Scenario, figures: dict[str, dict[str, float]]) -> Iterator[str]:
-    """One scenario's part of the report."""
-    yield f"## {scenario.name}"
-    for name, values in figures.items():
-        yield f"  {name:20}" + "".join(f"{value:12.1f} {key}" for key, value in values.items())
-    for ours, other, mark in scenario.marks:
-        bound = float(other.split()[0]) if other not in figures else figures[other][scenario.unit]
-        ratio = bound / figures[ours][scenario.unit]
-        yield f"  {ours} / {other}: {ratio:.2f} (mark {mark:.2f}) {'ok' if ratio >= mark else 'MISSED'}"
-
-
-@click.command(context_settings={"show_default": True})
-@click.option("--rounds", type=click.IntRange(1), default=3, help="Times each server is measured.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, help="Length of one.")
-@click.option("--only", default="", help="Scenarios whose names hold this.")
-@click.option("--server", "servers", multiple=True, help="Only these, and without ratios.")
-def main(rounds: int, seconds: float, only: str, servers: Sequence[str]) -> None:
-    """Measure ours and the peers, and compare."""
-    unknown = set(servers) - {*OURS, *PEERS}
+def rows(lines: Iterable[Scenario], plan: BenchPlan) -> Iterator[Row]:
+    """Measure what the plan wants of a table."""
+    unknown = set(plan.servers) - {*OURS, *PEERS}
     if unknown:
-        raise click.UsageError(f"no such server: {', '.join(sorted(unknown))}")
-    for scenario in scenarios():
-        if only not in scenario.name:
-            continue
-        chosen = _only(scenario, servers) if servers else scenario
-        try:
-            figures = run(chosen, rounds=rounds, seconds=seconds)
-        except (WrongAnswer, RuntimeError) as exc:
-            raise click.ClickException(f"{scenario.name}: {exc}") from None
-        for line in lines(chosen, figures):
-            click.echo(line)
+        raise TableError(f"no such server: {', '.join(sorted(unknown))}")
+    for scenario in lines:
+        if plan.only in scenario.name:
+            chosen = _only(scenario, plan.servers) if plan.servers else scenario
+            try:
+                yield row(chosen, run(chosen, rounds=plan.rounds, seconds=plan.seconds))
+            except (WrongAnswer, RuntimeError) as exc:
+                raise TableError(f"{scenario.name}: {exc}") from None
+
+
+def measure(plan: BenchPlan) -> Iterator[Row]:
+    """See `tables.TABLES`."""
+    yield from rows(scenarios(), plan)
 
 
 def _only(scenario: Scenario, servers: Sequence[str]) -> Scenario:
     chosen = tuple(name for name in scenario.servers if name in servers)
     return attrs.evolve(scenario, servers=chosen, marks=())
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m loadgen.bench")

@@ -35,11 +35,12 @@ class Axis:
 def linear(low: float, high: float) -> Axis:
     """Ticks at round numbers, four to eight of them."""
     span = (high - low) or 1.0
+    high = low + span
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 8)
     first = math.ceil(low / step)
     ticks = tuple((n * step, f"{n * step:g}") for n in range(first, math.floor(high / step + 1e-9) + 1))
-    return Axis(low, low + span, ticks)
+    return Axis(low, high, ticks)
 
 
 def chart(

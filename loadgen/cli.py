@@ -14,12 +14,26 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - needs an environment without it
     raise SystemExit("loadgen needs the package `hdrhistogram`: pip install 'persona[loadgen]'") from missing
 
+from loadgen.compare import changes, comparison_lines
 from loadgen.progress import Progress, report_lines
 from loadgen.results import Document
 from loadgen.run import Plan, run
 from loadgen.scenario import ScenarioError, load_scenario, scenario_names
 from loadgen.servers import OURS, PEERS
-from loadgen.store import DEFAULT_FOLDER, save
+from loadgen.store import DEFAULT_FOLDER, UnreadableRun, load
+from loadgen.store import save as save_run
+from loadgen.tables import (
+    TABLES,
+    BenchPlan,
+    Table,
+    TableError,
+    measure,
+    read_baseline,
+    regressions,
+    save_baseline,
+    text_lines,
+    write_docs,
+)
 
 MAX_WORKERS = 64
 
@@ -124,7 +138,7 @@ def run_command(
     good = True
     for number in range(repeat):
         document = _run_once(plan, url=url, server=server, workers=workers)
-        page = save(document, out, number)
+        page = save_run(document, out, number)
         for line in report_lines(document):
             click.echo(line)
         click.echo(f"  {page}")
@@ -148,3 +162,86 @@ def _run_once(plan: Plan, **options: Any) -> Document:
     except KeyboardInterrupt:
         # Half a run is not reported: it would look like a whole one.
         raise click.Abort from None
+
+
+@main.command("compare")
+@click.argument("a", type=click.Path(exists=True, path_type=Path))
+@click.argument("b", type=click.Path(exists=True, path_type=Path))
+@click.option("--all", "everything", is_flag=True, help="Also what did not change.")
+@click.option("--fail-on-worse", is_flag=True, help="Exit with 1 when a figure got worse beyond the noise.")
+def compare_command(a: Path, b: Path, everything: bool, fail_on_worse: bool) -> None:
+    """Put B beside A: each the folder of a run and its repeats, or one JSON file."""
+    try:
+        of_a, of_b = load(a), load(b)
+    except UnreadableRun as exc:
+        raise click.UsageError(str(exc)) from None
+    for line in comparison_lines(of_a, of_b, everything=everything):
+        click.echo(line)
+    if fail_on_worse and any(change.verdict == "worse" for change in changes(of_a, of_b)):
+        raise click.exceptions.Exit(1)
+
+
+@main.command("bench")
+@click.argument("names", nargs=-1, type=click.Choice(sorted(TABLES)), metavar="[TABLE]...")
+@click.option("--rounds", type=click.IntRange(1), default=3, help="Times each server is measured.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, help="Length of one.")
+@click.option("--only", default="", help="Rows whose names hold this.")
+@click.option("--server", "servers", multiple=True, help="Only these, and without ratios.")
+@click.option(
+    "--json", "folder", type=click.Path(file_okay=False, path_type=Path), help="Keep all figures there."
+)
+@click.option(
+    "--docs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write tables there."
+)
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Store the ratios as a baseline."
+)
+@click.option(
+    "--check", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Hold against one."
+)
+def bench_command(
+    names: tuple[str, ...],
+    rounds: int,
+    seconds: float,
+    only: str,
+    servers: tuple[str, ...],
+    folder: Path | None,
+    docs: Path | None,
+    save: Path | None,
+    check: Path | None,
+) -> None:
+    """Measure the project's tables: transport, chat, scale, guide; all of them where none is named.
+
+    With --check it exits with 1 when a ratio is worse than the stored one beyond the noise.
+    """
+    plan = BenchPlan(rounds=rounds, seconds=seconds, only=only, servers=servers)
+    worse: list[str] = []
+    try:
+        for name in names or TABLES:
+            # Without the names of files: those are this machine's, not the table's.
+            command = f"loadgen bench {name} --rounds {rounds} --seconds {seconds:g}"
+            table = measure(name, plan, command + (f" --only {shlex.quote(only)}" if only else ""))
+            for line in (line for row in table.rows for line in text_lines(row)):
+                click.echo(line)
+            worse += _keep(table, folder, docs, save, check)
+    except TableError as exc:
+        raise click.ClickException(str(exc)) from None
+    for line in worse:
+        click.echo(f"WORSE: {line}")
+    if worse:
+        raise click.exceptions.Exit(1)
+
+
+def _keep(
+    table: Table, folder: Path | None, docs: Path | None, save: Path | None, check: Path | None
+) -> list[str]:
+    """Write a table wherever it is wanted; what is worse than in the baseline."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{table.name}.json").write_bytes(table.as_json())
+    if docs is not None:
+        write_docs(table, docs)
+    worse = [] if check is None else list(regressions(table, read_baseline(check).get(table.name, {})))
+    if save is not None:
+        save_baseline(table, save)
+    return worse

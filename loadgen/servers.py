@@ -20,6 +20,8 @@ OURS = ("sansio", "trio-websocket")
 PEERS = {
     "aiohttp": "loadgen.peers.aiohttp_peer",
     "uvicorn": "loadgen.peers.uvicorn_peer",
+    "picows": "loadgen.peers.picows_peer",
+    "before": "loadgen.peers.before_peer",
     "trio-websocket echo": "loadgen.peers.trio_websocket_peer",
     "sansio, unmonitored": "loadgen.peers.unmonitored_peer",
 }

@@ -1,12 +1,12 @@
-"""The comparison: medians, ratios, and what the command takes."""
+"""Measuring servers in turns, and the rows that come of it."""
 
 import attrs
 import pytest
-from click.testing import CliRunner
 
 from loadgen import bench
-from loadgen.bench import Scenario, lines, scenarios
+from loadgen.bench import Scenario, rows, scenarios
 from loadgen.servers import OURS, PEERS
+from loadgen.tables import BenchPlan, TableError
 from loadgen.wire import WrongAnswer
 
 
@@ -27,10 +27,12 @@ class Played:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, figures: dict[str, list[float]]) -> None:
         self.figures = figures
         self.order: list[str] = []
+        self.settings: object = None
         monkeypatch.setattr(bench, "running", self._running)
 
-    def _running(self, name: str) -> "Played":
+    def _running(self, name: str, settings: object) -> "Played":
         self.order.append(name)
+        self.settings = settings
         return self
 
     def __enter__(self) -> str:
@@ -39,28 +41,24 @@ class Played:
     def __exit__(self, *_: object) -> None: ...
 
     def measure(self, name: str, _seconds: float) -> dict[str, float]:
-        return {"us": self.figures[name].pop(0)}
+        return {"us": self.figures[name].pop(0), "p99_ms": 7.0}
 
 
 def test_servers_take_turns_and_the_median_of_the_rounds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, {"sansio": [10.0, 99.0, 12.0], "aiohttp": [20.0, 24.0, 1.0]})
-    figures = bench.run(scenario(measure=played.measure), rounds=3, seconds=1)
+    line = scenario(measure=played.measure, settings={"llm.max_queue": 1})
+    (row,) = rows([line], BenchPlan(rounds=3))
     assert played.order == ["sansio", "aiohttp"] * 3
-    assert figures == {"sansio": {"us": 12.0}, "aiohttp": {"us": 20.0}}
+    assert played.settings == {"llm.max_queue": 1}
+    assert (row.value("sansio"), row.value("aiohttp")) == (12.0, 20.0)
+    assert row.extra == {"sansio": {"p99_ms": 7.0}, "aiohttp": {"p99_ms": 7.0}}
 
 
-@pytest.mark.parametrize(
-    ("ours", "verdict"), [(10.0, "2.00 (mark 1.50) ok"), (16.0, "1.25 (mark 1.50) MISSED")]
-)
-def test_a_ratio_above_one_is_in_our_favour(ours: float, verdict: str) -> None:
-    *_, last = lines(scenario(), {"sansio": {"us": ours}, "aiohttp": {"us": 20.0}})
-    assert last.strip() == f"sansio / aiohttp: {verdict}"
-
-
-def test_a_mark_may_be_a_figure_of_its_own() -> None:
-    memory = scenario(unit="kB", marks=(("sansio", "20 kB", 1.0),))
-    *_, last = lines(memory, {"sansio": {"kB": 16.0}})
-    assert last.strip() == "sansio / 20 kB: 1.25 (mark 1.00) ok"
+def test_a_mark_may_be_a_figure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Played(monkeypatch, {"sansio": [16.0]})
+    line = scenario(measure=played.measure, servers=("sansio",), marks=(("sansio", "20 us", 1.0),))
+    (row,) = rows([line], BenchPlan(rounds=1))
+    assert row.ratio(row.marks[0]) == 1.25
 
 
 def test_the_table_is_of_servers_that_there_are() -> None:
@@ -72,33 +70,29 @@ def test_the_table_is_of_servers_that_there_are() -> None:
         assert {other for _, other, _ in each.marks if not other.endswith(" kB")} <= set(each.servers)
 
 
-def invoke(*arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(bench.main, arguments)
-    return done.exit_code, done.output
-
-
-def test_a_server_that_nobody_knows_is_a_usage_error() -> None:
-    code, output = invoke("--server", "nginx")
-    assert code == 2
-    assert "no such server: nginx" in output
+def test_a_server_that_nobody_knows_is_an_error() -> None:
+    with pytest.raises(TableError, match="no such server: nginx"):
+        list(rows([scenario()], BenchPlan(servers=("nginx",))))
 
 
 def test_only_the_chosen_servers_run_and_without_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, {"sansio": [1.0, 2.0]})
-    monkeypatch.setattr(bench, "scenarios", lambda: iter([scenario(measure=played.measure)]))
-    code, output = invoke("--server", "sansio", "--rounds", "2")
-    assert code == 0
+    (row,) = rows([scenario(measure=played.measure)], BenchPlan(rounds=2, servers=("sansio",)))
     assert set(played.order) == {"sansio"}
-    assert "1.5 us" in output
-    assert "mark" not in output
+    assert row.value("sansio") == 1.5
+    assert row.marks == ()
 
 
-def test_a_server_that_answers_wrongly_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_wanted_rows_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Played(monkeypatch, {"sansio": [1.0], "aiohttp": [1.0]})
+    lines = [scenario(), scenario(name="broadcast", measure=played.measure)]
+    assert [row.name for row in rows(lines, BenchPlan(rounds=1, only="broad"))] == ["broadcast"]
+
+
+def test_a_server_that_answers_wrongly_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(_server: object, _seconds: float) -> dict[str, float]:
         raise WrongAnswer("{'id': 7}")
 
     Played(monkeypatch, {})
-    monkeypatch.setattr(bench, "scenarios", lambda: iter([scenario(measure=measure)]))
-    code, output = invoke()
-    assert code == 1
-    assert "pings: {'id': 7}" in output
+    with pytest.raises(TableError, match=r"pings: \{'id': 7\}"):
+        list(rows([scenario(measure=measure)], BenchPlan()))

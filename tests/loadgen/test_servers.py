@@ -10,7 +10,7 @@ from loadgen import servers
 from loadgen.servers import OURS, PEERS, running
 from loadgen.wire import broadcast, connected, ping_loop
 
-NEEDS = {"aiohttp": "aiohttp", "uvicorn": "uvicorn", "trio-websocket echo": "trio_websocket"}
+NEEDS = {"aiohttp": "aiohttp", "before": "aiohttp", "uvicorn": "uvicorn", "picows": "picows"}
 pytestmark = pytest.mark.slow
 
 

@@ -1,0 +1,230 @@
+"""Tables of measurements: servers side by side, ratios, marks; as text, JSON, Markdown, and as a baseline.
+
+A new table is one line in `TABLES`: a name, and the function that measures it.
+"""
+
+import importlib
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+
+from loadgen.results import machine
+
+TABLES = {
+    "transport": "loadgen.bench:measure",
+    "chat": "loadgen.chatbench:measure",
+    "scale": "loadgen.scale:measure",
+    "guide": "loadgen.guide:measure",
+}
+"""Each is a function from a `BenchPlan` to the rows."""
+
+NOISE_FLOOR = 0.15
+"""A ratio may be off by this share of the stored one, however alike the rounds were."""
+
+
+class TableError(Exception):
+    """A table cannot be measured, read or written. The message is for people."""
+
+
+@attrs.frozen(kw_only=True)
+class BenchPlan:
+    """How thoroughly. `only` are words of the rows' names; `servers` leaves out others, and the ratios."""
+
+    rounds: int = 3
+    seconds: float = 2.0
+    only: str = ""
+    servers: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Mark:
+    """What a ratio of two columns should be at least. Above 1 is in favour of `ours`."""
+
+    ours: str
+    other: str
+    at_least: float
+
+    @property
+    def name(self) -> str:
+        """As tables and baselines have it."""
+        return f"{self.ours} / {self.other}"
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One line: a figure of several servers, a value for each round. `bounds` are figures to compare with
+    that nobody measured."""
+
+    name: str
+    unit: str
+    rounds: Mapping[str, Sequence[float]]
+    more_is_better: bool = False
+    marks: tuple[Mark, ...] = ()
+    bounds: Mapping[str, float] = attrs.field(factory=dict)
+    extra: Mapping[str, Mapping[str, float]] = attrs.field(factory=dict)
+    """Other figures by server, to be shown in the terminal."""
+    note: str = ""
+
+    def value(self, server: str) -> float:
+        """The median of its rounds."""
+        return self.bounds[server] if server in self.bounds else statistics.median(self.rounds[server])
+
+    def ratio(self, mark: Mark) -> float:
+        """Of the medians; above 1 in favour of `mark.ours`."""
+        return self._in_favour(self.value(mark.ours), self.value(mark.other))
+
+    def spread(self, mark: Mark) -> float:
+        """Between the best and the worst of the rounds' own ratios."""
+        ours = self.rounds[mark.ours]
+        others = self.rounds.get(mark.other) or [self.value(mark.other)] * len(ours)
+        ratios = [self._in_favour(a, b) for a, b in zip(ours, others, strict=True)]
+        return max(ratios) - min(ratios)
+
+    def _in_favour(self, ours: float, other: float) -> float:
+        above, below = (ours, other) if self.more_is_better else (other, ours)
+        return above / below if below else math.inf
+
+
+@attrs.frozen(kw_only=True)
+class Table:
+    """What was measured, when, where and by which command."""
+
+    name: str
+    rows: tuple[Row, ...]
+    command: str
+    date: str = attrs.field(factory=lambda: datetime.now(UTC).date().isoformat())
+    machine: Mapping[str, Any] = attrs.field(factory=machine)
+
+    def as_json(self) -> bytes:
+        """Everything, every round."""
+        rows = [
+            {
+                **attrs.asdict(row),
+                "values": {server: row.value(server) for server in row.rounds},
+                "ratios": {mark.name: row.ratio(mark) for mark in row.marks},
+            }
+            for row in self.rows
+        ]
+        return orjson.dumps({**attrs.asdict(self), "rows": rows}, option=orjson.OPT_INDENT_2)
+
+
+def measure(name: str, plan: BenchPlan, command: str) -> Table:
+    """Measure a table of `TABLES`. Raises `TableError`, and what its servers do wrong: `WrongAnswer`,
+    `RuntimeError`."""
+    module, _, function = TABLES[name].partition(":")
+    rows: Callable[[BenchPlan], Iterator[Row]] = getattr(importlib.import_module(module), function)
+    table = Table(name=name, rows=tuple(rows(plan)), command=command)
+    if not table.rows:
+        raise TableError(f"no row of {name} holds {plan.only!r}")
+    return table
+
+
+def text_lines(row: Row) -> Iterator[str]:
+    """A row, for the terminal."""
+    yield f"## {row.name}"
+    for server in row.rounds:
+        others = "".join(f"{value:12.1f} {key}" for key, value in row.extra.get(server, {}).items())
+        yield f"  {server:20}{row.value(server):12.1f} {row.unit}{others}"
+    for mark in row.marks:
+        ratio = row.ratio(mark)
+        verdict = "ok" if ratio >= mark.at_least else "MISSED"
+        yield f"  {mark.name}: {ratio:.2f} (mark {mark.at_least:.2f}) {verdict}"
+    if row.note:
+        yield f"  {row.note}"
+
+
+def markdown(table: Table) -> str:
+    """For the documentation."""
+    servers = list(dict.fromkeys(server for row in table.rows for server in row.rounds))
+    where = table.machine
+    lines = [
+        (
+            f"`{table.command}` on {table.date}: {where['cpu']}, {where['cores']} cores, {where['system']}, "
+            f"Python {where['python']}. Medians of the rounds; a ratio above 1 is in our favour."
+        ),
+        "",
+        f"| | {' | '.join(servers)} | ratio, and mark |",
+        f"|---|{'---|' * len(servers)}---|",
+    ]
+    for row in table.rows:
+        cells = [_number(row.value(server)) if server in row.rounds else "" for server in servers]
+        ratios = "; ".join(
+            f"{mark.name}: {row.ratio(mark):.2f} ({mark.at_least:g}{_missed(row, mark)})"
+            for mark in row.marks
+        )
+        lines.append(f"| {row.name}, {row.unit} | {' | '.join(cells)} | {ratios} |")
+    notes = [f"* {row.name}: {row.note}" for row in table.rows if row.note]
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def _missed(row: Row, mark: Mark) -> str:
+    return "" if row.ratio(mark) >= mark.at_least else ": **missed**"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def write_docs(table: Table, file: Path) -> None:
+    """Put the table between its markers in a Markdown file. Raises `TableError` where there are none."""
+    begin, end = f"<!-- {table.name}: begin -->", f"<!-- {table.name}: end -->"
+    text = file.read_text(encoding="utf-8")
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise TableError(f"{file} has no markers `{begin}` and `{end}`")
+    file.write_text(f"{before}{begin}\n{markdown(table)}\n{end}{after}", encoding="utf-8")
+
+
+def baseline_of(table: Table) -> dict[str, dict[str, dict[str, float]]]:
+    """Ratios, and how far the rounds were apart: what is stored. Not times: those are the machine's."""
+    return {
+        row.name: {
+            mark.name: {"ratio": round(row.ratio(mark), 4), "spread": round(row.spread(mark), 4)}
+            for mark in row.marks
+        }
+        for row in table.rows
+        if row.marks
+    }
+
+
+def regressions(table: Table, baseline: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
+    """Ratios that are worse than the stored ones by more than the noise of either. Rows that only one of the
+    two has are passed over."""
+    for row in table.rows:
+        for mark in row.marks:
+            stored = baseline.get(row.name, {}).get(mark.name)
+            if stored is None:
+                continue
+            noise = max(stored["spread"], row.spread(mark), NOISE_FLOOR * stored["ratio"])
+            ratio = row.ratio(mark)
+            if ratio < stored["ratio"] - noise:
+                yield (
+                    f"{row.name}: {mark.name} is {ratio:.2f} and was {stored['ratio']:.2f}, "
+                    f"with a noise of {noise:.2f}"
+                )
+
+
+def read_baseline(file: Path) -> dict[str, Any]:
+    """All tables' baselines, by name; empty where there is no file yet. Raises `TableError`."""
+    if not file.exists():
+        return {}
+    try:
+        found = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError:
+        raise TableError(f"{file} is no JSON") from None
+    if not isinstance(found, dict):
+        raise TableError(f"{file} is no baseline")
+    return found
+
+
+def save_baseline(table: Table, file: Path) -> None:
+    """Store a table's ratios beside those of others."""
+    whole = {**read_baseline(file), table.name: baseline_of(table)}
+    file.write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")

@@ -1,0 +1,149 @@
+"""Ratios, marks, documentation and the baseline."""
+
+import importlib
+from pathlib import Path
+
+import attrs
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from loadgen import cli
+from loadgen.cli import main
+from loadgen.tables import (
+    TABLES,
+    BenchPlan,
+    Mark,
+    Row,
+    Table,
+    TableError,
+    baseline_of,
+    markdown,
+    measure,
+    read_baseline,
+    regressions,
+    save_baseline,
+    text_lines,
+    write_docs,
+)
+
+MARK = Mark("ours", "theirs", 1.5)
+
+
+def row(ours: list[float], theirs: list[float], **changes: object) -> Row:
+    plain = Row(name="pings", unit="us", rounds={"ours": ours, "theirs": theirs}, marks=(MARK,))
+    return attrs.evolve(plain, **changes)
+
+
+def table(*rows: Row) -> Table:
+    machine = {"cpu": "a processor", "cores": 2, "system": "Linux 6", "python": "3.11.9"}
+    return Table(name="demo", rows=rows, command="loadgen bench demo", date="2026-01-02", machine=machine)
+
+
+def test_a_ratio_above_one_is_in_our_favour() -> None:
+    assert row([10.0], [20.0]).ratio(MARK) == 2.0
+    assert row([30.0], [20.0], more_is_better=True).ratio(MARK) == 1.5
+
+
+def test_the_rounds_give_the_spread() -> None:
+    noisy = row([10.0, 20.0, 10.0], [20.0, 20.0, 30.0])
+    assert noisy.ratio(MARK) == 2.0
+    assert noisy.spread(MARK) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [(10.0, "2.00 (mark 1.50) ok"), (16.0, "1.25 (mark 1.50) MISSED")]
+)
+def test_a_row_for_people(ours: float, verdict: str) -> None:
+    assert f"  ours / theirs: {verdict}" in text_lines(row([ours], [20.0]))
+
+
+def test_the_documentation_says_what_where_and_what_is_missed() -> None:
+    text = markdown(table(row([16.0], [20.0], note="why it is so"), row([1234.5], [0.5], marks=())))
+    assert "`loadgen bench demo` on 2026-01-02: a processor, 2 cores, Linux 6, Python 3.11.9." in text
+    assert "| pings, us | 16.0 | 20.0 | ours / theirs: 1.25 (1.5: **missed**) |" in text
+    assert "| pings, us | 1,234 | 0.50 |  |" in text
+    assert "* pings: why it is so" in text
+
+
+def test_the_documentation_is_written_between_its_markers(tmp_path: Path) -> None:
+    file = tmp_path / "performance.md"
+    file.write_text("before\n<!-- demo: begin -->\nold\n<!-- demo: end -->\nafter\n")
+    for _ in range(2):
+        write_docs(table(row([10.0], [20.0])), file)
+    text = file.read_text()
+    assert text.startswith("before\n<!-- demo: begin -->\n`loadgen")
+    assert text.endswith("\n<!-- demo: end -->\nafter\n")
+    assert "old" not in text
+
+
+def test_a_file_without_markers_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "performance.md"
+    file.write_text("<!-- demo: begin -->")
+    with pytest.raises(TableError, match="no markers"):
+        write_docs(table(), file)
+    assert file.read_text() == "<!-- demo: begin -->"
+
+
+def test_a_ratio_that_fell_beyond_the_noise_is_a_regression(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    save_baseline(table(row([10.0, 10.0], [20.0, 22.0])), file)
+    stored = read_baseline(file)["demo"]
+    assert stored == {"pings": {"ours / theirs": {"ratio": 2.1, "spread": 0.2}}}
+    (line,) = regressions(table(row([12.0], [20.0])), stored)
+    assert "is 1.67 and was 2.10" in line
+    # Within 15 in a hundred, or within what the rounds themselves differ by.
+    assert list(regressions(table(row([11.0], [20.0])), stored)) == []
+    assert list(regressions(table(row([12.0, 9.0, 15.0], [20.0, 20.0, 20.0])), stored)) == []
+
+
+def test_a_baseline_knows_ratios_only_and_passes_over_new_rows() -> None:
+    measured = table(row([10.0], [20.0]), row([10.0], [20.0], name="without marks", marks=()))
+    assert list(baseline_of(measured)) == ["pings"]
+    assert list(regressions(measured, {})) == []
+
+
+def test_other_tables_baselines_stay(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    file.write_bytes(orjson.dumps({"other": {}}))
+    save_baseline(table(row([10.0], [20.0])), file)
+    assert set(read_baseline(file)) == {"other", "demo"}
+
+
+@pytest.mark.parametrize("text", ["no json", "[]"])
+def test_what_is_no_baseline(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "baseline.json"
+    file.write_text(text)
+    with pytest.raises(TableError, match=r"baseline\.json is no"):
+        read_baseline(file)
+
+
+def test_every_table_can_be_measured() -> None:
+    for place in TABLES.values():
+        module, _, function = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_a_row_that_there_is_not_is_an_error() -> None:
+    with pytest.raises(TableError, match="no row of transport holds 'nothing'"):
+        measure("transport", BenchPlan(only="nothing"), "")
+
+
+def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = [row([10.0], [20.0])]
+    monkeypatch.setattr(cli, "measure", lambda _name, _plan, _command: table(*found))
+    baseline, kept = str(tmp_path / "baseline.json"), tmp_path / "kept"
+
+    def bench(*args: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["bench", "transport", *args])
+        return done.exit_code, done.output
+
+    code, output = bench("--save", baseline, "--json", str(kept))
+    assert (code, "ours / theirs: 2.00 (mark 1.50) ok" in output) == (0, True)
+    stored = orjson.loads((kept / "demo.json").read_bytes())
+    assert stored["rows"][0]["ratios"] == {"ours / theirs": 2.0}
+    assert stored["rows"][0]["rounds"] == {"ours": [10.0], "theirs": [20.0]}
+    assert bench("--check", baseline)[0] == 0
+    found[0] = row([19.0], [20.0])
+    code, output = bench("--check", baseline)
+    assert (code, "WORSE: pings" in output) == (1, True)
