@@ -148,7 +148,11 @@ def _charts(document: Document) -> Iterator[str]:
             "",
             [line("connections", "connections"), line("waiting", "waiting")],
         ),
-        ("Errors", "a second", [line("errors", "errors")]),
+        (
+            "Errors",
+            "a second",
+            [line("errors", "errors"), line("expected, such as refusals", "expected_errors")],
+        ),
         ("Server: memory", "MB", [line("resident", "memory_mb", of_server=True)]),
         ("Server: processor", "cores", [line("cpu", "cpu", of_server=True)]),
         (

@@ -53,6 +53,7 @@ class Second:
     """How long the request that waits longest has waited: a stall shows here before anything is answered."""
     answered: int = 0
     errors: int = 0
+    expected_errors: int = 0
     p50_ms: float | None = None
     p95_ms: float | None = None
     p99_ms: float | None = None
@@ -84,13 +85,13 @@ class Recorder:
         self.cancelled_count = 0
         self.seconds: list[Second] = []
         self._second_answers = array("d")
-        self._second_errors = 0
+        self._second_errors = self._second_expected = 0
 
     def start(self, at: float) -> None:
         """The run begins at `at`, by `time.perf_counter()`; what was before is of the first stage."""
         self._measure_from = at + self._warm_up_s
         self._second_answers = array("d")
-        self._second_errors = 0
+        self._second_errors = self._second_expected = 0
         self._ends = [at + stage.to_s for stage in self.stages]
 
     @property
@@ -127,7 +128,9 @@ class Recorder:
     def failed(self, kind: str, scheduled_at: float) -> None:
         """Something ended in an error of this kind."""
         self._stage_of(scheduled_at).errors[kind] += 1
-        if kind not in self._expected:
+        if kind in self._expected:
+            self._second_expected += 1
+        else:
             self._second_errors += 1
 
     def wrong(self, what: str, message: Any) -> None:
@@ -146,6 +149,7 @@ class Recorder:
         ordered = sorted(self._second_answers)
         second.answered = len(ordered)
         second.errors = self._second_errors
+        second.expected_errors = self._second_expected
         if ordered:
             second.p50_ms, second.p95_ms, second.p99_ms, second.max_ms = (
                 round(ordered[max(0, round(share * len(ordered)) - 1)] * 1000, 3)
@@ -153,7 +157,7 @@ class Recorder:
             )
         self.seconds.append(second)
         self._second_answers = array("d")
-        self._second_errors = 0
+        self._second_errors = self._second_expected = 0
 
     def _stage_of(self, at: float) -> StageFigures:
         # Most belong to the current stage; only around a change of stage does it go back.

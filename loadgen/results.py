@@ -88,7 +88,7 @@ def _added_stage(stages: Sequence[Document]) -> Document:
 
 def added_second(seconds: Sequence[Document]) -> Document:
     """One second, of all workers."""
-    summed = ("connections", "waiting", "answered", "errors")
+    summed = ("connections", "waiting", "answered", "errors", "expected_errors")
     worst = ("oldest_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms", "busy", "lag_ms")
     return {
         "at_s": seconds[0]["at_s"],

@@ -64,7 +64,7 @@ def test_expected_errors_are_kept_apart() -> None:
     assert seen.stages[0].errors == {"overloaded": 1, "timeout": 1}
     line = second()
     seen.end_second(line)
-    assert line.errors == 1
+    assert (line.errors, line.expected_errors) == (1, 1)
 
 
 def test_wrong_answers_are_kept_within_bounds() -> None:

@@ -6,7 +6,7 @@ import attrs
 import psutil
 
 from loadgen.script import Answer, Call, Pause, User
-from loadgen.serverwatch import STATUS_INTERVAL_S, ServerWatch
+from loadgen.serverwatch import SAID_EVERY, ServerWatch
 
 USER = User(-1, Random(0), "nonce")
 
@@ -38,7 +38,7 @@ def test_a_process_of_ours_is_looked_at_and_pinged() -> None:
     watch = ServerWatch(process)
     script = watch.script(USER)
     assert script.send(None) == Call("system.ping", {"payload": "nonce"})
-    assert isinstance(script.send(Answer(result={}, latency_s=0.25)), Pause)
+    assert script.send(Answer(result={}, latency_s=0.25)) == Call("system.status")
     process.used_s = 1.0
     sample = watch.sample()
     assert sample["ping_ms"] == 250
@@ -46,20 +46,47 @@ def test_a_process_of_ours_is_looked_at_and_pinged() -> None:
     assert sample["cpu"] > 0
 
 
-def test_a_strange_server_says_it_itself_and_is_not_asked_too_often() -> None:
-    watch = ServerWatch(None)
-    script = watch.script(USER)
-    assert script.send(None) == Call("system.status")
-    said = {"memory_usage_mb": 81.5, "active_connections": 7, "status": "ok"}
-    assert script.send(Answer(result=said, latency_s=0.5)) == Pause(STATUS_INTERVAL_S)
-    assert watch.sample() == {"ping_ms": 500, "memory_mb": 81.5, "connections": 7}
+def play(watch: ServerWatch, answers: dict[str, Answer], seconds: int) -> list[str]:
+    """Answer the script for so long; the methods that it called."""
+    script, called, paused = watch.script(USER), [], 0.0
+    command = script.send(None)
+    while paused < seconds:
+        if isinstance(command, Pause):
+            paused += command.seconds
+            command = script.send(Answer())
+        else:
+            called.append(command.method)
+            command = script.send(answers.get(command.method, Answer(error="method_not_found")))
+    return called
 
 
-def test_what_it_does_not_say_is_left_out() -> None:
+def test_a_server_says_itself_what_is_not_seen_from_outside() -> None:
     watch = ServerWatch(None)
-    script = watch.script(USER)
-    script.send(None)
-    script.send(Answer(error="code_-32601"))
+    answers = {
+        "system.ping": Answer(result={}, latency_s=0.5),
+        "system.status": Answer(result={"memory_usage_mb": 81.5, "active_connections": 7, "status": "ok"}),
+        "system.metrics": Answer(result={"loop": {"lag_s": 0.0125}}),
+        "system.tasks": Answer(result={"tasks": 42, "tree": {}}),
+    }
+    play(watch, answers, 1)
+    assert watch.sample() == {
+        "ping_ms": 500,
+        "memory_mb": 81.5,
+        "connections": 7,
+        "loop_lag_ms": 12.5,
+        "tasks": 42,
+    }
+
+
+def test_a_strange_servers_rate_limit_is_not_met() -> None:
+    answers = {method: Answer(result={}) for method in ("system.ping", *SAID_EVERY)}
+    assert len(play(ServerWatch(None), answers, 60)) < 90
+
+
+def test_what_a_server_does_not_have_is_asked_for_once() -> None:
+    watch = ServerWatch(None)
+    called = play(watch, {"system.ping": Answer(error="overloaded")}, 60)
+    assert [method for method in called if method != "system.ping"] == list(SAID_EVERY)
     assert watch.sample() == {}
 
 
