@@ -9,7 +9,7 @@ import pytest
 
 from loadgen.driver import Driver, Hooks, Share
 from loadgen.link import Target
-from loadgen.requests import ping
+from loadgen.requests import ping, stream
 from loadgen.scenario import Scenario, Stage
 from loadgen.script import Answer, Call, Pause, Reconnect, Rest, Script, StopReading, Together, User
 from tests.loadgen.answering import Answering, answering, echo, error, result
@@ -264,6 +264,26 @@ def test_the_watcher_is_no_part_of_the_load() -> None:
         )
     assert asked
     assert answered(driver) == 0
+
+
+def test_a_stream_is_cancelled_over_the_wire() -> None:
+    def answer(request: dict[str, Any]) -> list[bytes]:
+        if request["method"] == "stream.cancel":
+            told = {"id": request["params"]["request_id"]}
+            cancelled = {"event_type": "stream_cancelled", "data": {"reason": "client"}}
+            return [result(request, {"cancelled": True}), result(told, cancelled)]
+        chunk = {"event_type": "stream_chunk", "data": {"chunk": "a", "chunk_number": 1}}
+        return [result(request, chunk)]
+
+    got: list[Answer] = []
+
+    def script(user: User) -> Script:
+        got.append((yield stream(user, 0, cancel_after=1)))
+
+    with answering(answer) as server:
+        driver = scripted(script, server)
+    assert [each.error for each in got] == ["cancelled"]
+    assert (driver.recorder.cancelled_count, errors(driver), driver.recorder.wrong_count) == (1, {}, 0)
 
 
 def rest(_user: User) -> Script:
