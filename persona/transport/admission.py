@@ -6,12 +6,12 @@ import hmac
 import ipaddress
 from collections.abc import Sequence
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 import attrs
 
 from persona.config import AuthSettings, AuthToken, ServerSettings
 from persona.errors import StartupError
+from persona.hosts import IPAddress, OwnNames, is_loopback_name, parse_address, split_url
 from persona.service.sessions import Identity
 from persona.transport.handshake import Refused, RequestHead
 
@@ -19,8 +19,6 @@ PATH = "/mcp"
 SUBPROTOCOL = "mcp"
 TOKEN_SUBPROTOCOL_PREFIX = "persona.auth."  # noqa: S105 - a prefix, not a secret
 HELP = f"This is a WebSocket server speaking JSON-RPC 2.0. Connect a WebSocket client to {PATH}."
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @attrs.frozen(kw_only=True)
@@ -38,13 +36,17 @@ class Admission:
     """The rules of one server."""
 
     def __init__(self, server: ServerSettings, auth: AuthSettings) -> None:
-        self._bound_host = server.host
-        self._hosts = {host.strip("[]").casefold() for host in server.allowed_hosts}
+        self._own_names = OwnNames(server.allowed_hosts, server.host)
         self._origins = set(server.allowed_origins)
         self._proxies = [ipaddress.ip_network(proxy, strict=False) for proxy in server.trusted_proxies]
         self._tokens: Sequence[AuthToken] = ()
         self._asks_for_token = False
         self.set_tokens(auth.tokens)
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether nobody gets in without a token."""
+        return self._asks_for_token
 
     def set_tokens(self, tokens: Sequence[AuthToken]) -> None:
         """Let in only who holds one of `tokens`, from now on. A server that once had some goes on asking
@@ -81,21 +83,14 @@ class Admission:
     def counted_peer(self, peer: str) -> str:
         """What the cap per address counts of who has said nothing yet: as `Admitted.address`, and empty for
         a proxy of ours, through which anybody may come."""
-        address = _address(peer)
+        address = parse_address(peer)
         return "" if address is None or self._is_proxy(address) else _counted(address)
 
     def _is_proxy(self, address: IPAddress) -> bool:
         return any(address in proxy for proxy in self._proxies)
 
     def _check_host(self, host: str | None) -> None:
-        # A page on any site can make a browser connect here under a name that resolves to
-        # loopback (DNS rebinding); an address, or a name that is ours, cannot be rebound.
-        _, name = _split(f"//{host or ''}")
-        if self._hosts:
-            known = name in self._hosts
-        else:
-            known = name in {"localhost", self._bound_host.casefold()} or _address(name) is not None
-        if not known:
+        if host not in self._own_names:
             raise Refused(HTTPStatus.FORBIDDEN, "host", "This Host is not served here.")
 
     def _check_origin(self, origin: str | None) -> None:
@@ -104,17 +99,17 @@ class Admission:
         if self._origins:
             known = origin in self._origins
         else:
-            scheme, name = _split(origin)
-            known = scheme in {"http", "https"} and _is_loopback_name(name)
+            scheme, name = split_url(origin)
+            known = scheme in {"http", "https"} and is_loopback_name(name)
         if not known:
             raise Refused(HTTPStatus.FORBIDDEN, "origin", "This Origin may not connect here.")
 
     def _client_address(self, head: RequestHead, peer: str) -> IPAddress | None:
         """The client's address: the nearest in `X-Forwarded-For` that is no proxy of ours."""
-        address = _address(peer)
+        address = parse_address(peer)
         hops = head.listed("x-forwarded-for")
         while address is not None and hops and self._is_proxy(address):
-            address = _address(hops.pop())
+            address = parse_address(hops.pop())
         return address
 
     def _identify(self, head: RequestHead, offered: Sequence[str], address: IPAddress | None) -> Identity:
@@ -137,7 +132,7 @@ def check_binding(server: ServerSettings, auth: AuthSettings) -> None:
     Raises `StartupError` when the host is not loopback, no token is set and `auth.insecure` is
     not either.
     """
-    if auth.tokens or auth.insecure or _is_loopback_name(server.host):
+    if auth.tokens or auth.insecure or is_loopback_name(server.host):
         return
     raise StartupError(
         f"server.host {server.host} is reachable from other machines and auth.tokens is empty: "
@@ -182,32 +177,9 @@ def _match(tokens: Sequence[AuthToken], secret: str) -> AuthToken | None:
     return found
 
 
-def _split(url: str) -> tuple[str, str]:
-    """Scheme and host name, lower case; both empty when it is no URL."""
-    try:
-        parts = urlsplit(url) if url.isprintable() else urlsplit("")
-    except ValueError:
-        return "", ""
-    return parts.scheme, parts.hostname or ""
-
-
-def _address(text: str) -> IPAddress | None:
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped if isinstance(mapped, ipaddress.IPv4Address) else address
-
-
 def _counted(address: IPAddress | None) -> str:
     if address is None or address.is_loopback:
         return ""
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)
-
-
-def _is_loopback_name(name: str) -> bool:
-    address = _address(name)
-    return name.casefold() == "localhost" or (address is not None and address.is_loopback)

@@ -90,7 +90,9 @@ def test_a_host_list_replaces_the_default() -> None:
     assert refusal(rules, head(host="localhost")) == HTTPStatus.FORBIDDEN
 
 
-@pytest.mark.parametrize("origin", [None, "http://localhost:3000", "https://127.0.0.1", "http://[::1]:1"])
+@pytest.mark.parametrize(
+    "origin", [None, "http://127.0.0.1:8080", "http://localhost:3000", "https://127.0.0.1", "http://[::1]:1"]
+)
 def test_local_origins_pass(origin: str | None) -> None:
     admission().admit(head(origin=origin), LOCAL)
 
@@ -100,6 +102,14 @@ def test_local_origins_pass(origin: str | None) -> None:
 )
 def test_other_origins_are_refused(origin: str) -> None:
     assert refusal(admission(), head(origin=origin)) == HTTPStatus.FORBIDDEN
+
+
+def test_it_says_whether_a_token_is_asked_for() -> None:
+    rules = admission()
+    assert not rules.asks_for_token
+    rules.set_tokens([ANN])
+    rules.set_tokens([])
+    assert rules.asks_for_token
 
 
 def test_an_origin_list_is_exact() -> None:
