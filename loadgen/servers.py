@@ -101,8 +101,8 @@ def all_cores() -> Iterator[None]:
 def _command(name: str, database: Path) -> list[str]:
     if name in OURS:
         return [
-            *(sys.executable, "-m", "persona", "serve", "--port", "0", "--engine", name),
-            *("--db", str(database), "--llm", "scripted", "--log-level", "error"),
+            *(sys.executable, "-m", "persona", "serve", "--port", "0", "--http-port", "0"),
+            *("--engine", name, "--db", str(database), "--llm", "scripted", "--log-level", "error"),
         ]
     return [sys.executable, "-m", PEERS[name], "0"]
 

@@ -12,6 +12,7 @@
           |- keepalive, for all connections
           |- pace, for all streams
           |- token watch, where there is a settings file
+          |- HTTP server, where it has a port
           `- listener
              `- one nursery for each connection
 
@@ -21,8 +22,8 @@ A part that crashes cancels the nursery it lives in, and so everything above it 
 import gc
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -32,9 +33,10 @@ import structlog
 import trio
 
 from persona import __version__
-from persona.config import LimitSettings, Settings
+from persona.config import LimitSettings, ServerSettings, Settings
 from persona.errors import StartupError
 from persona.groups import ungrouped
+from persona.hosts import in_url
 from persona.llm.backend import Backend
 from persona.llm.breaker import CircuitBreaker
 from persona.llm.retry import RetryingBackend
@@ -74,6 +76,8 @@ from persona.storage.pool import Database, open_database
 from persona.transport.admission import PATH, check_binding
 from persona.transport.listener import Listener
 from persona.transport.tokens import TokenSource, TokenWatch
+from persona.web.app import Site, make_app
+from persona.web.server import WebServer
 
 log = structlog.get_logger()
 
@@ -103,6 +107,7 @@ class Server:
     model_watch: ModelWatch
     pace: Pace
     listener: Listener
+    web: WebServer
 
     async def serve(
         self,
@@ -110,14 +115,20 @@ class Server:
         *,
         stop: Callable[[], Awaitable[None]],
         on_listening: Callable[[], None],
+        http_listeners: Sequence[trio.SocketListener] = (),
     ) -> None:
-        """Serve `listeners` until `stop` returns, then drain; returns when everybody has gone."""
+        """Serve `listeners`, and HTTP on `http_listeners`, until `stop` returns, then drain; returns when
+        everybody has gone."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.listener.serve, listeners, name="listener")
+            if http_listeners:
+                await nursery.start(self.web.serve, http_listeners, name="http")
             on_listening()
             await stop()
             log.info("draining", connections=len(self.listener.connections))
             await self.listener.drain()
+            # Last, so that whoever asks `/readyz` meanwhile hears why there is no connecting any more.
+            await self.web.drain()
 
 
 @asynccontextmanager
@@ -323,6 +334,14 @@ def _assemble(
         metrics=metrics,
         now=now,
     )
+    site = Site(
+        server=settings.server,
+        websocket_path=PATH,
+        registry=metrics.registry,
+        refusal=listener.refusal,
+        asks_for_token=lambda: listener.asks_for_token,
+        ask_database=lambda: database.write(lambda _: None),
+    )
     return Server(
         settings=settings,
         metrics=metrics,
@@ -337,6 +356,7 @@ def _assemble(
         model_watch=model_watch,
         pace=pace,
         listener=listener,
+        web=WebServer(make_app(site, metrics), metrics, write_deadline_s=limits.write_deadline_s),
     )
 
 
@@ -370,16 +390,27 @@ async def run_server(
 ) -> None:
     """Serve until SIGINT or SIGTERM (or until `stop` returns), then drain.
 
-    `on_listening` gets the URL once clients can connect. `tokens` replace those of `settings` whenever
-    they change.
+    `on_listening` gets each URL once it answers: that of the WebSocket first, then that of the pages.
+    `tokens` replace those of `settings` whenever they change.
 
-    Raises `StartupError` when the port or the database cannot be had, or the binding is not safe.
+    Raises `StartupError` when a port or the database cannot be had, or the binding is not safe.
     """
     check_binding(settings.server, settings.auth)
-    listeners = await open_listeners(settings.server.host, settings.server.port)
-    try:
+    async with AsyncExitStack() as stack:
+        listeners = await open_listeners(settings.server.host, settings.server.port)
+        stack.callback(_close, listeners)
+        http_listeners = await open_http_listeners(settings.server)
+        stack.callback(_close, http_listeners)
         port = listeners[0].socket.getsockname()[1]
         settings = attrs.evolve(settings, server=attrs.evolve(settings.server, port=port))
+        urls = [f"ws://{in_url(settings.server.host)}:{port}{PATH}"]
+        if http_listeners:
+            urls.append(f"http://{in_url(settings.server.http_host)}:{settings.server.http_port}/")
+
+        def announce() -> None:
+            for url in urls:
+                on_listening(url)
+
         async with (
             open_database(
                 settings.database.file,
@@ -394,12 +425,10 @@ async def run_server(
                 settings, database=database, backend=backend, tokens=tokens, takes_signals=stop is None
             ) as server,
         ):
-            url = f"ws://{_in_url(settings.server.host)}:{port}{PATH}"
             with stop_signals() if stop is None else nullcontext(stop) as wait_for_stop:
-                await server.serve(listeners, stop=wait_for_stop, on_listening=lambda: on_listening(url))
-    finally:
-        for listener in listeners:
-            listener.socket.close()
+                await server.serve(
+                    listeners, stop=wait_for_stop, on_listening=announce, http_listeners=http_listeners
+                )
     log.info("stopped")
 
 
@@ -436,5 +465,16 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
     return listeners
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+async def open_http_listeners(server: ServerSettings) -> list[trio.SocketListener]:
+    """Bind the HTTP port; none where it is off. Raises `StartupError` with the reason."""
+    if not server.http_port:
+        return []
+    try:
+        return await open_listeners(server.http_host, server.http_port)
+    except StartupError as exc:
+        raise StartupError(f"{exc} (for HTTP; --http-port takes another port, or 0 for none)") from None
+
+
+def _close(listeners: Sequence[trio.SocketListener]) -> None:
+    for listener in listeners:
+        listener.socket.close()

@@ -31,6 +31,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FLAG_HELP = {
     "server.host": "Address to listen on.",
     "server.port": "Port to listen on; 0 picks a free one.",
+    "server.http_port": "Port for the pages, the probes and the metrics over HTTP; 0 for none.",
     "database.path": "Database file.",
     "llm.backend": "Where answers come from.",
     "server.engine": "WebSocket engine.",
@@ -120,17 +121,8 @@ def main() -> None:
     """A local-first server for AI personas: characters with a voice and a memory."""
 
 
-_http_port = click.option(
-    "--http-port",
-    type=click.IntRange(0, 65535),
-    expose_value=False,
-    help="Reserved for the HTTP port to come; it has no effect yet.",
-)
-
-
 @main.command()
 @settings_options(*FLAG_HELP)
-@_http_port
 def serve(config_file: Path | None, **options: Any) -> None:
     """Serve personas until SIGINT or SIGTERM; a second signal stops at once."""
     loaded = _load(config_file, options)
@@ -173,7 +165,7 @@ def demo(
     config_file: Path | None, say: str | None, persona: str, conversation_id: str | None, **options: Any
 ) -> None:
     """Try it: a server on a free port and a chat with it, in one process."""
-    loaded = _load(config_file, options, server__host="127.0.0.1", server__port=0)
+    loaded = _load(config_file, options, server__host="127.0.0.1", server__port=0, server__http_port=0)
     # A chat and a server's log on one terminal: only trouble may interrupt, unless asked for more.
     # That there is no model is no trouble here; the chat says so itself.
     _configure_logging(loaded, default_level="error")
@@ -246,7 +238,6 @@ def tasks(url: str, siblings: int, as_json: bool, token_file: Path | None) -> No
 
 @main.command()
 @settings_options(*FLAG_HELP)
-@_http_port
 @click.option(
     "--format",
     "output",

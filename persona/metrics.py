@@ -200,6 +200,9 @@ class Metrics:
         self.loop_lag_seconds = gauge(
             "loop_lag_seconds", "The latest that the monitor woke in the last second."
         )
+        self.http_requests = counter("http_requests_total", "HTTP requests answered.", "path", "status")
+        self.http_connections = gauge("http_connections", "Open connections to the HTTP port.")
+        self.http_refused = counter("http_refused_total", "HTTP connections and requests refused.", "reason")
         self.shed = counter("connections_shed_total", "Connections shed to save memory.", "choice")
         self.caches_dropped = counter("caches_dropped_total", "Times caches were emptied to save memory.")
         self.monitor_seconds = timings("monitor_sample_seconds", "Time a sample of the monitor took.")

@@ -2,8 +2,9 @@
 
 import itertools
 import json
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,22 @@ FAST: dict[str, dict[str, Any]] = {
 """A server for tests on the real clock: no pauses, and no limit that a fast test would meet."""
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has at the moment: for what cannot pick one itself."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 @attrs.define
 class RunningServer:
     """`stop` ends the server as SIGTERM does; the context waits for it."""
 
     url: str
+    pages: str = ""
+    """Where HTTP is, if it is anywhere: `http_port` is 0 unless the test says otherwise."""
     stop: trio.Event = attrs.field(factory=trio.Event)
 
     @property
@@ -41,7 +53,7 @@ async def serving(file: Path, **sections: dict[str, Any]) -> AsyncIterator[Runni
         name: {**FAST.get(name, {}), **sections.get(name, {})} for name in {*FAST, *sections, "database"}
     }
     merged["database"]["path"] = str(file)
-    urls_send, urls = trio.open_memory_channel[str](1)
+    urls_send, urls = trio.open_memory_channel[str](2)
     async with trio.open_nursery() as nursery:
         server = RunningServer("")
 
@@ -53,6 +65,8 @@ async def serving(file: Path, **sections: dict[str, Any]) -> AsyncIterator[Runni
         nursery.start_soon(run)
         with trio.fail_after(20):
             server.url = await urls.receive()
+            if merged["server"].get("http_port"):
+                server.pages = (await urls.receive()).rstrip("/")
         yield server
         server.stop.set()
 

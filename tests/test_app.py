@@ -3,13 +3,14 @@
 import os
 from pathlib import Path
 
+import httpx2
 import pytest
 import trio
 
-from persona.app import open_listeners, run_server
+from persona.app import open_http_listeners, open_listeners, run_server
 from persona.errors import DatabaseError, StartupError
 from persona.testing import settings_with
-from tests.serving import dial, serving
+from tests.serving import dial, free_ports, serving
 
 
 async def test_port_0_picks_one_and_one_address_only() -> None:
@@ -22,6 +23,73 @@ async def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     async with serving(tmp_path / "a.db") as server:
         with pytest.raises(StartupError, match=rf"cannot listen on 127.0.0.1:{server.port}: "):
             await open_listeners("127.0.0.1", server.port)
+
+
+async def test_the_http_port_in_use_is_one_line_and_frees_the_other(tmp_path: Path) -> None:
+    (taken,) = await open_listeners("127.0.0.1", 0)
+    async with taken:
+        port, http_port = free_ports(1)[0], taken.socket.getsockname()[1]
+        settings = settings_with(
+            server={"port": port, "http_port": http_port}, database={"path": str(tmp_path / "p.db")}
+        )
+        with pytest.raises(StartupError) as caught:
+            await run_server(settings, on_listening=print)
+        assert str(caught.value) == (
+            f"cannot listen on 127.0.0.1:{http_port}: Address already in use "
+            "(for HTTP; --http-port takes another port, or 0 for none)"
+        )
+        for again in await open_listeners("127.0.0.1", port):
+            await again.aclose()
+
+
+async def test_without_a_port_there_is_no_http() -> None:
+    assert await open_http_listeners(settings_with(server={"http_port": 0}).server) == []
+
+
+async def test_http_is_served_beside_the_websocket(tmp_path: Path) -> None:
+    (http_port,) = free_ports(1)
+    async with (
+        serving(tmp_path / "p.db", server={"http_port": http_port}) as server,
+        httpx2.AsyncClient(base_url=server.pages, trust_env=False) as browser,
+    ):
+        assert server.pages == f"http://127.0.0.1:{http_port}"
+        assert (await browser.get("/config.json")).json()["url"] == server.url
+        assert (await browser.get("/readyz")).json() == {"ready": True}
+        # The page's own origin is let in as it is, another site's is not.
+        async with dial(server.url, Origin=server.pages) as wire:
+            await wire.alive()
+            figures = (await browser.get("/metrics")).text
+            assert "\npersona_connections 1.0\n" in figures
+        with pytest.raises(BaseExceptionGroup):
+            async with dial(server.url, Origin="http://evil.example:8080"):
+                pass
+
+
+async def test_not_ready_from_the_moment_the_drain_begins_until_the_end(tmp_path: Path) -> None:
+    (http_port,) = free_ports(1)
+    slow = {"backend": "scripted", "scripted_first_token_s": 0.0, "scripted_tokens_per_s": 0.5}
+    async with (
+        serving(
+            tmp_path / "p.db", server={"http_port": http_port, "graceful_timeout_s": 60.0}, llm=slow
+        ) as server,
+        httpx2.AsyncClient(base_url=server.pages, trust_env=False) as browser,
+        dial(server.url) as wire,
+    ):
+        await wire.call("events.subscribe", {"topics": ["system"]})
+        chat = await wire.start("persona.chat_stream", {"persona_id": "aria", "message": "Hello"})
+        while (await wire.receive())["result"]["event_type"] != "stream_chunk":
+            pass
+        server.stop.set()
+        while (message := await wire.receive()).get("method") != "event":
+            pass
+        assert message["params"]["type"] == "system.draining"
+        answer = await browser.get("/readyz")
+        assert (answer.status_code, answer.json()) == (503, {"ready": False, "reason": "draining"})
+        assert (await browser.get("/livez")).status_code == 200
+        await wire.send({"jsonrpc": "2.0", "method": "stream.cancel", "params": {"request_id": chat}})
+        assert await wire.close_code() == 1012
+    with pytest.raises(OSError, match="all attempts to connect"):
+        await trio.open_tcp_stream("127.0.0.1", http_port)
 
 
 async def test_the_network_is_not_served_without_tokens() -> None:
@@ -44,10 +112,14 @@ async def test_nothing_is_left_behind(tmp_path: Path) -> None:
     def counts() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), trio.lowlevel.current_statistics().tasks_living  # noqa: PTH208
 
-    async with serving(tmp_path / "warm-up.db"):
+    (http_port,) = free_ports(1)
+    sections = {"server": {"http_port": http_port}}
+    async with serving(tmp_path / "warm-up.db", **sections):
         pass
     before = counts()
-    async with serving(tmp_path / "p.db") as server:
+    async with serving(tmp_path / "p.db", **sections) as server:
+        async with httpx2.AsyncClient(base_url=server.pages, trust_env=False) as browser:
+            assert (await browser.get("/readyz")).status_code == 200
         async with dial(server.url) as one, dial(server.url) as two:
             await one.call("persona.switch", {"persona_id": "aria"})
             await one.start("persona.chat_stream", {"message": "Hello"})

@@ -63,10 +63,7 @@ def test_version_and_help() -> None:
 def test_every_flag_of_the_settings_is_offered() -> None:
     assert set(FLAG_HELP) == {setting.name for setting in declared() if setting.flag}
     parameters = {option for parameter in main.commands["serve"].params for option in parameter.opts}
-    assert parameters >= {setting.flag for setting in declared() if setting.flag} | {
-        "--config",
-        "--http-port",
-    }
+    assert parameters >= {setting.flag for setting in declared() if setting.flag} | {"--config"}
 
 
 def test_importing_the_command_line_does_not_load_the_server() -> None:
@@ -176,7 +173,7 @@ def test_serve_runs_the_server_with_its_settings(
             "--port",
             "0",
             "--http-port",
-            "8080",
+            "8081",
             "--db",
             "x.db",
             "--llm",
@@ -186,7 +183,7 @@ def test_serve_runs_the_server_with_its_settings(
     )
     assert (done.exit_code, done.stdout) == (0, f"listening on {URL}\n")
     (settings,) = served
-    assert (settings.server.host, settings.server.port) == ("::1", 0)
+    assert (settings.server.host, settings.server.port, settings.server.http_port) == ("::1", 0, 8081)
     assert (settings.database.path, settings.llm.backend, settings.auth.insecure) == (
         "x.db",
         "scripted",
@@ -287,6 +284,8 @@ def test_demo_serves_on_a_free_loopback_port(
     assert done.exit_code == 3
     ((settings, say, persona_name),) = demos
     assert (settings.server.host, settings.server.port, settings.database.path) == ("127.0.0.1", 0, "x.db")
+    # A fixed port, for a chat in a terminal, would be one more thing that can be taken.
+    assert settings.server.http_port == 0
     assert (say, persona_name) == ("hello", "aria")
     assert logging_calls == [("error", "auto")]
 

@@ -47,11 +47,22 @@ def _network(entry: object) -> str:
 
 
 def _http_url(text: str) -> str:
+    return _url(text, "http", "https").rstrip("/")
+
+
+def _websocket_url(text: str) -> str:
+    # It goes into a header of every page, where these would end what it stands in.
+    if re.search(r"[^!-~]|[;,'\"]", text):
+        raise ValueError("not fit for an HTTP header")
+    return _url(text, "ws", "wss")
+
+
+def _url(text: str, *schemes: str) -> str:
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[@?#\s]", text):
-        raise ValueError("no http URL")
+    if parts.scheme not in schemes or not parts.hostname or re.search(r"[@?#\s]", text):
+        raise ValueError(f"no {schemes[0]} URL")
     _ = parts.port  # raises ValueError when it is no port number
-    return text.rstrip("/")
+    return text
 
 
 def _file_name(text: str) -> str:
@@ -116,6 +127,29 @@ class ServerSettings(Section):
         maximum=65535,
         unset="picks a free one",
         reason="The port that persona clients already try.",
+    )
+    http_host: str = setting(
+        "127.0.0.1",
+        form="a host name or address",
+        accepts=_bind_host,
+        reason="The pages, the probes and the metrics ask nobody for a token, so other machines see them "
+        "only where somebody decided that.",
+    )
+    http_port: int = setting(
+        8080,
+        flag="--http-port",
+        minimum=1,
+        maximum=65535,
+        unset="no HTTP",
+        reason="Where one looks for a web server that is not the machine's first. A port of its own, so that "
+        "a proxy or a firewall can let clients in without the metrics.",
+    )
+    public_url: str = setting(
+        "",
+        form="a ws:// or wss:// URL without user and query",
+        accepts=_websocket_url,
+        unset="the host of the page, and server.port",
+        reason="Where the pages find the WebSocket. Behind a proxy only the operator knows.",
     )
     engine: Literal["trio-websocket", "sansio"] = setting(
         "trio-websocket",

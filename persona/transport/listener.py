@@ -301,6 +301,20 @@ class Listener:
             connection.cut(Goodbye(1013, "the server is short of memory", "shed"))
         return len(chosen)
 
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether nobody gets in without a token."""
+        return self._admission.asks_for_token
+
+    def refusal(self) -> str | None:
+        """Why a client that came now would find no place: the reason under which its refusal would be
+        counted, or none."""
+        if self._draining:
+            return "draining"
+        if self._places >= self._limits.max_connections:
+            return "max_connections"
+        return None if self._has_memory() else "memory"
+
     async def drain(self) -> None:
         """Stop accepting, let requests finish, then send everybody away.
 

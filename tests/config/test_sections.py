@@ -13,6 +13,7 @@ from tests.config.loading import ALL, HASH, complaint, load, put
 def test_defaults_are_the_designs() -> None:
     settings = Settings()
     assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8000)
+    assert (settings.server.http_host, settings.server.http_port) == ("127.0.0.1", 8080)
     assert settings.limits.max_connections == 500
     assert settings.limits.max_pending_bytes == 1024 * 1024
     assert (settings.database.readers, settings.database.synchronous) == (2, "full")
@@ -35,6 +36,20 @@ def test_settings_cannot_be_changed() -> None:
     ("key", "good", "bad"),
     [
         ("server.host", ["::1", "0.0.0.0", "example.org"], ["", "a b", "http://x", "[x]"]),
+        ("server.http_host", ["::1", "0.0.0.0"], ["", "a b", "http://x"]),
+        (
+            "server.public_url",
+            ["wss://persona.example/mcp", "ws://[::1]:9000/mcp"],
+            [
+                "https://x",
+                "wss://",
+                "wss://x/a?b",
+                "wss://u:p@x",
+                "wss://x;script-src *",
+                "wss://x, y",
+                "wss://été/",
+            ],
+        ),
         ("server.allowed_hosts", [["example.org", "[::1]"]], [["http://x"], ["x:80"], [""], [3], "x"]),
         (
             "server.allowed_origins",

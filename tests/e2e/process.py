@@ -70,7 +70,8 @@ async def server_process(
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=folder,
-            env={**environ, **variables},
+            # Servers of several tests would meet on the HTTP port.
+            env={**environ, "PERSONA_SERVER_HTTP_PORT": "0", **variables},
         )
     server = ServerProcess(process)
     try:

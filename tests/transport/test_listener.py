@@ -196,6 +196,22 @@ async def test_a_crash_in_one_connection_stays_inside(
         await bystander.call("t.sleep")
 
 
+async def test_it_says_beforehand_why_a_client_would_be_refused(
+    autojump_clock: MockClock, open_house: OpenHouse
+) -> None:
+    async with open_house(limits={"max_connections": 1}) as house:
+        assert house.listener.refusal() is None
+        house.has_memory = False
+        assert house.listener.refusal() == "memory"
+        house.has_memory = True
+        async with house.connect():
+            assert house.listener.refusal() == "max_connections"
+        await wait_all_tasks_blocked()
+        assert house.listener.refusal() is None
+        await house.listener.drain()
+        assert house.listener.refusal() == "draining"
+
+
 async def test_a_ping_that_crosses_the_close_is_no_crash(
     autojump_clock: MockClock, open_house: OpenHouse
 ) -> None:

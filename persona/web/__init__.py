@@ -1,0 +1,1 @@
+"""HTTP beside the WebSocket: pages, probes and metrics, on a port of its own."""
