@@ -35,6 +35,15 @@ def slow(session: nox.Session) -> None:
     session.run("pytest", "-q", "-m", "slow", *session.posargs)
 
 
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The pages in a headless Chromium of the system's; without one these tests are skipped."""
+    install(session, "test,browser")
+    # Selenium is given a driver, and must not look for another one.
+    session.env["SE_OFFLINE"] = "true"
+    session.run("pytest", "-q", "tests/browser", *session.posargs)
+
+
 @nox.session(python=MATRIX)
 def matrix(session: nox.Session) -> None:
     """The whole suite on every supported end of the range of Pythons that is installed."""
