@@ -39,8 +39,6 @@ def slow(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """The pages in a headless Chromium of the system's; without one these tests are skipped."""
     install(session, "test,browser")
-    # Selenium is given a driver, and must not look for another one.
-    session.env["SE_OFFLINE"] = "true"
     session.run("pytest", "-q", "tests/browser", *session.posargs)
 
 

@@ -1,6 +1,8 @@
 """The composition root: binding, refusals to start, and what is left behind."""
 
+import contextlib
 import os
+import sqlite3
 from pathlib import Path
 
 import httpx2
@@ -90,6 +92,25 @@ async def test_not_ready_from_the_moment_the_drain_begins_until_the_end(tmp_path
         assert await wire.close_code() == 1012
     with pytest.raises(OSError, match="all attempts to connect"):
         await trio.open_tcp_stream("127.0.0.1", http_port)
+
+
+async def test_not_ready_while_another_program_holds_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persona.web.app.DATABASE_TIMEOUT_S", 0.3)
+    (http_port,) = free_ports(1)
+    async with (
+        serving(tmp_path / "p.db", server={"http_port": http_port}) as server,
+        httpx2.AsyncClient(base_url=server.pages, trust_env=False, timeout=20) as browser,
+    ):
+        with contextlib.closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answer = await browser.get("/readyz")
+            assert (answer.status_code, answer.json()) == (503, {"ready": False, "reason": "database"})
+            assert (await browser.get("/livez")).status_code == 200
+        with trio.fail_after(20):
+            while (await browser.get("/readyz")).status_code != 200:
+                await trio.sleep(0.05)
 
 
 async def test_the_network_is_not_served_without_tokens() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FASTER = 20
 HASTE = f"const now = performance.now.bind(performance); performance.now = () => now() * {FASTER};"
-SECONDS = 14
+SECONDS = 16
 FRAME_S = 0.05
 LINES = ("Hello, Aria!", "Do you know a song about the sea?")
 
@@ -28,7 +28,7 @@ LINES = ("Hello, Aria!", "Do you know a song about the sea?")
 def chat(page: "Page", folder: Path, target: Path) -> None:
     fast = {"PERSONA_LLM_SCRIPTED_FIRST_TOKEN_S": "0", "PERSONA_LLM_SCRIPTED_TOKENS_PER_S": "100"}
     with page_server(folder, **fast) as server:
-        page.resize(900, 640)
+        page.resize(900, 720)
         page.open(server.pages)
         for count, line in enumerate(LINES, start=1):
             page.say(line)
@@ -39,7 +39,7 @@ def chat(page: "Page", folder: Path, target: Path) -> None:
 def dashboard(page: "Page", folder: Path, target: Path) -> None:
     feed = Feed(figures(), every_s=FRAME_S)
     with feed.running(), page_server(folder, PERSONA_SERVER_PUBLIC_URL=feed.url) as server:
-        page.resize(1280, 940)
+        page.resize(1280, 1000)
         page.prefer("dark")
         page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": HASTE})
         page.open(f"{server.pages}/dashboard")

@@ -92,7 +92,7 @@ export function bars(place, entries, format, nothing) {
       const name = document.createElement("span");
       name.textContent = label;
       const bar = drawing(100, 10);
-      bar.append(svg("rect", { width: (amount / most) * 100, height: 10, rx: 2 }));
+      bar.append(svg("rect", { width: (amount / most) * 100, height: 10 }));
       const figure = document.createElement("span");
       figure.textContent = format(amount);
       return [name, bar, figure];
