@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import trio
+import trio_websocket
 
 from persona.app import open_http_listeners, open_listeners, run_server
 from persona.errors import DatabaseError, StartupError
@@ -62,9 +63,12 @@ async def test_http_is_served_beside_the_websocket(tmp_path: Path) -> None:
             await wire.alive()
             figures = (await browser.get("/metrics")).text
             assert "\npersona_connections 1.0\n" in figures
-        with pytest.raises(BaseExceptionGroup):
+        with pytest.RaisesGroup(trio_websocket.ConnectionRejected) as caught:
             async with dial(server.url, Origin="http://evil.example:8080"):
                 pass
+        (rejected,) = caught.value.exceptions
+        assert isinstance(rejected, trio_websocket.ConnectionRejected)
+        assert rejected.status_code == 403
 
 
 async def test_not_ready_from_the_moment_the_drain_begins_until_the_end(tmp_path: Path) -> None:

@@ -302,7 +302,8 @@ async def test_a_stop_while_the_disk_is_full(small_disk: Path) -> None:
 
 async def refused_start(folder: Path) -> str:
     """What `persona serve` says on a database that it does not take."""
-    command = [sys.executable, "-m", "persona", "serve", "--port", "0", "--llm", "scripted"]
+    ports = ("--port", "0", "--http-port", "0")
+    command = [sys.executable, "-m", "persona", "serve", *ports, "--llm", "scripted"]
     with trio.fail_after(20):
         done = await trio.run_process(
             [*command, "--db", str(folder / "p.db"), "--log-level", "error"],
