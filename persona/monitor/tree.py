@@ -38,6 +38,7 @@ SHORT_NAMES = {
     "persona.transport.connection.Connection._ping": "ping",
     "trio_websocket._impl.WebSocketConnection._reader_task": "websocket reader",
     "persona.transport.sockets.Readiness.run": "readiness",
+    "persona.web.server.WebServer.serve_stream": "http connection",
     "persona.app.run_server": "run_server",
     "trio.serve_listeners": "accept loops",
     "trio._highlevel_serve_listeners._serve_one_listener": "accept loop",
