@@ -98,10 +98,6 @@ class PageServer:
         with self.connected(token=token) as call:
             return call(method, params)
 
-    def offers(self, method: str) -> bool:
-        """Whether it has that method."""
-        return method in {entry["name"] for entry in self.call("rpc.discover")["methods"]}
-
 
 @contextlib.contextmanager
 def page_server(folder: Path, **variables: str) -> Iterator[PageServer]:

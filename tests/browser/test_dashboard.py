@@ -1,15 +1,15 @@
 """The page for the operator, in a real browser."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.browser.figures import TOPIC, Feed, figures
+from tests.browser.figures import Feed, figures
 from tests.browser.server import PageServer, page_server
 
 if TYPE_CHECKING:
@@ -154,28 +154,35 @@ def metric(server: PageServer, name: str) -> float:
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
-def test_the_servers_own_figures_reach_the_page(tmp_path: Path, page: "Page") -> None:
-    """Over the server's own socket and hub, also after it has been away."""
+def test_the_servers_own_figures_are_those_of_its_metrics(tmp_path: Path, page: "Page") -> None:
+    """Known traffic, over the server's own socket, also after it has been away."""
     with page_server(tmp_path) as server:
-        has_monitor = server.offers("system.metrics")
         page.open(f"{server.pages}/dashboard")
-        for expected in (5, 3):
+        for others, pings, mistakes in ((4, 7, 3), (2, 5, 2)):
             page.until_text("#link", "Connected", within_s=40)
-            # The page is one, and this is another.
             with contextlib.ExitStack() as stack:
-                call = stack.enter_context(server.connected())
-                for _ in range(expected - 2):
-                    stack.enter_context(server.connected())
-
-                def told(call: Callable[..., Any] = call) -> str:
-                    if not has_monitor:
-                        data = figures()
-                        data["connections"]["open"] = int(metric(server, "persona_connections"))
-                        call("system.broadcast", {"topic": TOPIC, "type": TOPIC, "data": data})
-                    return page.text("#connections-open")
-
-                page.until(lambda told=told, expected=expected: told() == str(expected))
-                assert metric(server, "persona_connections") == expected
+                calls = [stack.enter_context(server.connected()) for _ in range(others)]
+                for _ in range(pings):
+                    calls[0]("system.ping")
+                for _ in range(mistakes):
+                    with pytest.raises(AssertionError, match="no such method"):
+                        calls[1]("system.pong")
+                # The page is one of them, and has subscribed.
+                expected = {
+                    "#connections-open": f"{others + 1}",
+                    "#requests-total": f"{pings + mistakes + 1}",
+                    "#errors": f"method_not_found{mistakes}",
+                    "#model-available": "answers",
+                }
+                page.until(
+                    lambda expected=expected: {css: page.text(css) for css in expected} == expected,
+                    f"the page shows {[page.text(css) for css in expected]}, not {expected}",
+                )
+                assert metric(server, "persona_connections") == others + 1
+                assert metric(server, "persona_requests_total") == pings + mistakes + 1
+                assert metric(server, "persona_errors_total") == mistakes
+                rows = page.texts("#methods tr :is(th, td:nth-child(2))")
+                assert dict(zip(rows[::2], rows[1::2], strict=True))["system.ping"] == str(pings)
             server.stop()
             page.until_text("#age", "no newer ones come")
             server.start()
