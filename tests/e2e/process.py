@@ -40,7 +40,8 @@ class ServerProcess:
                 data = await self.process.stdout.receive_some()
                 assert data, f"the server ended with {await self.process.wait()}, saying {self.stdout!r}"
                 self.stdout += data.decode()
-        self.url = self.stdout.split()[-1]
+        # The pages, where there are any, are on the second line.
+        self.url = self.stdout.partition("\n")[0].split()[-1]
         task_status.started()
         async for data in self.process.stdout:
             self.stdout += data.decode()

@@ -28,7 +28,7 @@ from tests.e2e.process import STREAMING, server_process
 from tests.e2e.siege import ENGINES, bare_client, besieged, until
 from tests.rpc.methods.asking import TOKENS, open_party
 from tests.service.stage import PlayedModel
-from tests.serving import dial
+from tests.serving import dial, free_ports
 
 
 def scraped(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -297,14 +297,20 @@ def drawn() -> list[str]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_what_the_architecture_page_draws_is_what_one_sees(engine: str, tmp_path: Path) -> None:
+    (http_port,) = free_ports(1)
+    settings = {"PERSONA_SERVER_ENGINE": engine, "PERSONA_SERVER_HTTP_PORT": str(http_port)}
     async with (
-        server_process(tmp_path, **STREAMING, PERSONA_SERVER_ENGINE=engine) as server,
+        server_process(tmp_path, **STREAMING, **settings) as server,
         dial(server.url) as talker,
         dial(server.url) as admin,
+        await trio.open_tcp_stream("127.0.0.1", http_port) as browser,
     ):
         await talker.start("persona.chat_stream", {"persona_id": "aria", "message": "A story"})
         assert (await talker.receive())["result"]["event_type"] == "stream_start"
         with trio.fail_after(10):
+            # Answered, and kept open.
+            await browser.send_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await browser.receive_some()).startswith(b"HTTP/1.1 200")
             answer = await admin.call("system.tasks", {"siblings": 10})
     text = answer["text"]
     for name in drawn():
