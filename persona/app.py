@@ -19,65 +19,28 @@
 A part that crashes cancels the nursery it lives in, and so everything above it in this list.
 """
 
-import gc
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
-from functools import cache
-from typing import Any
 
 import attrs
-import psutil
 import structlog
 import trio
 
-from persona import __version__
-from persona.config import LimitSettings, ServerSettings, Settings
+from persona.assembly import Server, assemble, psutil_resident_bytes
+from persona.config import ServerSettings, Settings
 from persona.errors import StartupError
 from persona.groups import ungrouped
 from persona.hosts import in_url
 from persona.llm.backend import Backend
-from persona.llm.breaker import CircuitBreaker
-from persona.llm.retry import RetryingBackend
 from persona.llm.select import open_backend
-from persona.llm.watch import ModelWatch
 from persona.metrics import Metrics
-from persona.model import Persona
-from persona.monitor.memory import MemoryGuard
-from persona.monitor.observer import Observer
 from persona.monitor.signals import report_on_signal
-from persona.monitor.task import Monitor
-from persona.monitor.tree import Births, noting_births
-from persona.rpc import jsonrpc
-from persona.rpc.discover import openrpc_document
-from persona.rpc.dispatch import Dispatcher, Registry
-from persona.rpc.methods.chat import ChatMethods
-from persona.rpc.methods.conversation import ConversationMethods
-from persona.rpc.methods.persona import PersonaMethods
-from persona.rpc.methods.session import SessionMethods
-from persona.rpc.methods.system import SystemFigures, SystemMethods
-from persona.rpc.results import PersonaDetail, ServerInfo
-from persona.rpc.stream import Pace, open_pace
-from persona.rpc.turns import TurnCalls
-from persona.sampling import Sampler, capacities
-from persona.service.background import Background, Importance
-from persona.service.chat import Chat
-from persona.service.context import ContextBudget
-from persona.service.conversations import Conversations
-from persona.service.hub import Hub
-from persona.service.personas import Personas
-from persona.service.retention import Retention
-from persona.service.scheduler import Scheduler
-from persona.service.sessions import Sessions
-from persona.service.summaries import Summaries
-from persona.storage.figures import DatabaseFigures
+from persona.monitor.tree import noting_births
 from persona.storage.pool import Database, open_database
 from persona.transport.admission import PATH, check_binding
-from persona.transport.listener import Listener
 from persona.transport.tokens import TokenSource, TokenWatch
-from persona.web.app import Site, make_app
-from persona.web.server import WebServer
 
 log = structlog.get_logger()
 
@@ -88,47 +51,6 @@ BACKLOG = 1024
 `max_connections`. The kernel may have a lower bound of its own."""
 
 Now = Callable[[], float]
-
-
-@attrs.frozen(kw_only=True)
-class Server:
-    """The assembled server. `listener` serves streams; the rest is there to be looked at."""
-
-    settings: Settings
-    metrics: Metrics
-    sessions: Sessions
-    registry: Registry
-    personas: Personas
-    background: Background
-    retention: Retention
-    scheduler: Scheduler
-    monitor: Monitor
-    observer: Observer
-    model_watch: ModelWatch
-    pace: Pace
-    listener: Listener
-    web: WebServer
-
-    async def serve(
-        self,
-        listeners: list[trio.SocketListener],
-        *,
-        stop: Callable[[], Awaitable[None]],
-        on_listening: Callable[[], None],
-        http_listeners: Sequence[trio.SocketListener] = (),
-    ) -> None:
-        """Serve `listeners`, and HTTP on `http_listeners`, until `stop` returns, then drain; returns when
-        everybody has gone."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.listener.serve, listeners, name="listener")
-            if http_listeners:
-                await nursery.start(self.web.serve, http_listeners, name="http")
-            on_listening()
-            await stop()
-            log.info("draining", connections=len(self.listener.connections))
-            await self.listener.drain()
-            # Last, so that whoever asks `/readyz` meanwhile hears why there is no connecting any more.
-            await self.web.drain()
 
 
 @asynccontextmanager
@@ -150,7 +72,7 @@ async def open_server(
     nothing watches memory or raises alerts: what that saves can be measured so, and is little.
     """
     with noting_births() as births, ungrouped():
-        server = _assemble(
+        server = assemble(
             settings,
             database,
             backend,
@@ -178,207 +100,6 @@ async def open_server(
             with trio.move_on_after(BACKGROUND_GRACE_S):
                 await server.background.finish()
             root.cancel_scope.cancel()
-
-
-def _assemble(
-    settings: Settings,
-    database: Database,
-    backend: Backend,
-    now: Now,
-    resident_bytes: Callable[[], int],
-    metrics: Metrics,
-    births: Births,
-) -> Server:
-    limits, started_at = settings.limits, now()
-    sessions = Sessions()
-    metrics.registry.register(DatabaseFigures(database.statistics))
-    hub = Hub(encode=jsonrpc.encode_notification, now=now)
-
-    def on_change(what: str, persona: Persona) -> None:
-        hub.publish("personas", f"persona.{what}", PersonaDetail.of(persona))
-
-    def on_deleted(conversation_id: str, turn_ids: frozenset[int] | None) -> None:
-        chat.end_turns(conversation_id, turn_ids)
-        if turn_ids is None:
-            for session in sessions:
-                session.forget_conversation(conversation_id)
-
-    personas = Personas(database, recovery_s=settings.personas.recovery_s, now=now, on_change=on_change)
-    conversations = Conversations(database, now=now, on_deleted=on_deleted)
-    background = Background(
-        queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
-    )
-    circuit = CircuitBreaker(
-        failures=settings.llm.breaker_failures, open_s=settings.llm.breaker_open_s, metrics=metrics, now=now
-    )
-    backend = RetryingBackend(backend, circuit, max_retries=settings.llm.max_retries, metrics=metrics)
-    scheduler = Scheduler(
-        slots=settings.llm.max_concurrency,
-        max_queue=settings.llm.max_queue,
-        max_queue_wait_s=settings.llm.max_queue_wait_s,
-        admit=circuit.check,
-        metrics=metrics,
-    )
-    budget = ContextBudget(backend, configured_tokens=settings.llm.context_tokens)
-    chat = Chat(
-        database=database,
-        backend=backend,
-        personas=personas,
-        scheduler=scheduler,
-        background=background,
-        budget=budget,
-        summaries=Summaries(
-            database=database,
-            backend=backend,
-            scheduler=scheduler,
-            background=background,
-            budget=budget,
-            now=now,
-        ),
-        metrics=metrics,
-        first_token_timeout_s=settings.llm.first_token_timeout_s,
-        now=now,
-    )
-
-    def figures() -> SystemFigures:
-        return SystemFigures(
-            status="draining" if dispatcher.draining else "ok",
-            uptime_s=now() - started_at,
-            connections=len(listener.connections),
-            memory_bytes=metrics.value("resident_memory_bytes"),
-        )
-
-    # Made once: to make it takes milliseconds, and a batch may ask for it fifty times.
-    @cache
-    def document() -> dict[str, Any]:
-        url = f"ws://{settings.server.host}:{settings.server.port}{PATH}"
-        return openrpc_document(registry.specs(), version=__version__, url=url)
-
-    server_info = ServerInfo(
-        name="persona", version=__version__, engine=settings.server.engine, llm=backend.provider
-    )
-    pace = open_pace()
-    turns = TurnCalls(personas, conversations, chat, pace, now)
-    model_watch = ModelWatch(backend)
-
-    async def release_memory() -> None:
-        # A connection and its engine know each other, so those that have gone wait for the collector.
-        gc.collect()
-        await database.release_memory()
-
-    observer = Observer(
-        metrics_of=lambda window_s, for_admin: monitor.metrics(window_s, for_admin=for_admin),
-        births=births,
-        requests_of=lambda session_id: sampler.requests_of(session_id),  # noqa: PLW0108 - made below
-    )
-    registry = Registry(
-        [
-            PersonaMethods(personas, conversations),
-            ChatMethods(turns),
-            ConversationMethods(personas, conversations, turns),
-            SessionMethods(personas, hub, _announced(limits), server_info),
-            SystemMethods(
-                personas=personas,
-                conversations=conversations,
-                backend=backend,
-                circuit=circuit,
-                hub=hub,
-                metrics=metrics,
-                figures=figures,
-                observed=observer,
-                document=document,
-                now=now,
-            ),
-        ]
-    )
-    dispatcher = Dispatcher(
-        registry,
-        limits,
-        metrics,
-        logs_requests=settings.log.level == "debug",
-        slow_request_s=settings.log.slow_request_s,
-    )
-    listener = Listener(
-        settings,
-        sessions=sessions,
-        dispatcher=dispatcher,
-        hub=hub,
-        metrics=metrics,
-        has_memory=lambda: monitor.has_memory(),  # noqa: PLW0108 - made below, needs `listener`
-    )
-    sampler = Sampler(
-        listener=listener,
-        dispatcher=dispatcher,
-        registry=registry,
-        database=database,
-        background=background,
-        scheduler=scheduler,
-        model_watch=model_watch,
-    )
-    monitor = Monitor(
-        settings.monitor,
-        memory=MemoryGuard(
-            soft_limit_mb=limits.memory_soft_limit_mb,
-            hard_limit_mb=limits.memory_limit_mb,
-            resident_bytes=resident_bytes,
-            shed=listener.shed,
-            drop_caches=lambda: background.submit("release_memory", release_memory, Importance.NORMAL),
-            metrics=metrics,
-        ),
-        look=sampler.look,
-        heaviest=sampler.heaviest,
-        capacities=capacities(settings),
-        model_methods=frozenset(spec.name for spec in registry.specs() if spec.bound == "model"),
-        is_watched=hub.has_subscribers,
-        publish=hub.publish,
-        metrics=metrics,
-        now=now,
-    )
-    site = Site(
-        server=settings.server,
-        websocket_path=PATH,
-        registry=metrics.registry,
-        refusal=listener.refusal,
-        asks_for_token=lambda: listener.asks_for_token,
-        ask_database=lambda: database.write(lambda _: None),
-    )
-    return Server(
-        settings=settings,
-        metrics=metrics,
-        sessions=sessions,
-        registry=registry,
-        personas=personas,
-        background=background,
-        retention=Retention(database, sessions=sessions, background=background, metrics=metrics, now=now),
-        scheduler=scheduler,
-        monitor=monitor,
-        observer=observer,
-        model_watch=model_watch,
-        pace=pace,
-        listener=listener,
-        web=WebServer(make_app(site, metrics), metrics, write_deadline_s=limits.write_deadline_s),
-    )
-
-
-def _announced(limits: LimitSettings) -> dict[str, float]:
-    """The limits a client must stay under, as `session.info` shows them."""
-    names = (
-        "max_message_bytes",
-        "max_json_depth",
-        "rate_limit_per_minute",
-        "rate_limit_burst",
-        "max_in_flight",
-        "request_timeout_s",
-        "chat_timeout_s",
-        "max_pending_bytes",
-    )
-    return {**{name: getattr(limits, name) for name in names}, "max_batch": jsonrpc.MAX_BATCH}
-
-
-def psutil_resident_bytes() -> Callable[[], int]:
-    """A function that tells this process's resident set size."""
-    process = psutil.Process()
-    return lambda: int(process.memory_info().rss)
 
 
 async def run_server(

@@ -18,8 +18,8 @@ import attrs
 import trio
 import trio.testing
 
-from persona.app import Server
 from persona.app import open_server as open_real_server
+from persona.assembly import Server
 from persona.client import Client, wrap_client
 from persona.config import Settings
 from persona.groups import ungrouped

@@ -13,7 +13,8 @@ import trio
 from prometheus_client import Counter
 from trio.testing import wait_all_tasks_blocked
 
-from persona.app import Server, open_listeners, open_server
+from persona.app import open_listeners, open_server
+from persona.assembly import Server
 from persona.llm.backend import Backend
 from persona.storage.pool import open_database
 from persona.testing import scripted_backend, settings_with

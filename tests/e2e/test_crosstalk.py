@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 from trio_websocket import wrap_client_stream
 
-from persona.app import Server, open_listeners
+from persona.app import open_listeners
 from persona.app import open_server as open_real_server
+from persona.assembly import Server
 from persona.llm.backend import Completed, Delta, Event, GenerateOptions, Message
 from persona.llm.select import open_backend
 from persona.storage.pool import open_database
