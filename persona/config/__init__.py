@@ -1,11 +1,13 @@
 """Settings: declared once, loaded from file, environment and flags, and shown with their sources.
 
 Import from here; the modules below are arranged for their readers: `field` (what a setting is),
-`sections`, `limits` and `watching` (which there are), `load`, `report`.
+`sections`, `limits`, `llm` and `watching` (which there are), `checks` (what values must look like), `load`,
+`report`.
 """
 
 from persona.config.field import InconsistentSettingsError, Section, Setting
 from persona.config.limits import LimitSettings
+from persona.config.llm import LLMSettings
 from persona.config.load import LoadedSettings, Source, fingerprint, load_settings, settings_file
 from persona.config.report import Row, describe, settings_markdown, settings_table, settings_toml
 from persona.config.sections import (
@@ -13,7 +15,6 @@ from persona.config.sections import (
     AuthToken,
     BackgroundSettings,
     DatabaseSettings,
-    LLMSettings,
     PersonaSettings,
     ServerSettings,
     Settings,

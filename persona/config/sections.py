@@ -1,80 +1,23 @@
 """Every setting of the server: name, default, unit, range and the reason for the default.
 
-This, `limits` and `watching` are the one place where settings are declared. Values called the guide's are its
-production settings.
+This, `limits`, `llm` and `watching` are the one place where settings are declared. Values called the guide's
+are its production settings.
 """
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
-from urllib.parse import urlsplit
 
 import attrs
 
+from persona.config import checks
 from persona.config.field import InconsistentSettingsError, Section, Setting, setting
 from persona.config.limits import DAY_S, LimitSettings
+from persona.config.llm import LLMSettings
 from persona.config.watching import LogSettings, MonitorSettings
 
 Access = Literal["user", "admin"]
-
-
-def _host(entry: object) -> str:
-    if isinstance(entry, str) and re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", entry):
-        return entry.lower()
-    raise ValueError("a host name or address without a port; IPv6 in brackets")
-
-
-def _bind_host(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9._-]+", text):
-        return text
-    # Brackets belong to URLs; sockets want the bare address, which may carry a zone (fe80::1%eth0).
-    return str(ipaddress.IPv6Address(text.removeprefix("[").removesuffix("]")))
-
-
-def _origin(entry: object) -> str:
-    if isinstance(entry, str) and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@,]+", entry):
-        return entry
-    raise ValueError("scheme://host[:port], without a path")
-
-
-def _network(entry: object) -> str:
-    # ip_network also takes integers and bytes, which nobody means.
-    if not isinstance(entry, str):
-        raise ValueError("an IP address or network")
-    return str(ipaddress.ip_network(entry))
-
-
-def _http_url(text: str) -> str:
-    return _url(text, "http", "https").rstrip("/")
-
-
-def _websocket_url(text: str) -> str:
-    # It goes into a header of every page, where these would end what it stands in.
-    if re.search(r"[^!-~]|[;,'\"]", text):
-        raise ValueError("not fit for an HTTP header")
-    return _url(text, "ws", "wss")
-
-
-def _url(text: str, *schemes: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in schemes or not parts.hostname or re.search(r"[@?#\s]", text):
-        raise ValueError(f"no {schemes[0]} URL")
-    _ = parts.port  # raises ValueError when it is no port number
-    return text
-
-
-def _file_name(text: str) -> str:
-    if text == ":memory:" or not text.isprintable():
-        raise ValueError("no file; a server that forgets everything is only for tests")
-    return text
-
-
-def _header_value(text: str) -> str:
-    if not re.fullmatch(r"[!-~]+", text):
-        raise ValueError("not fit for an HTTP header")
-    return text
 
 
 @attrs.frozen
@@ -117,7 +60,7 @@ class ServerSettings(Section):
         "127.0.0.1",
         flag="--host",
         form="a host name or address",
-        accepts=_bind_host,
+        accepts=checks.bind_host,
         reason="A fresh install can be reached from this machine only.",
     )
     port: int = setting(
@@ -131,7 +74,7 @@ class ServerSettings(Section):
     http_host: str = setting(
         "127.0.0.1",
         form="a host name or address",
-        accepts=_bind_host,
+        accepts=checks.bind_host,
         reason="The pages, the probes and the metrics ask nobody for a token, so other machines see them "
         "only where somebody decided that.",
     )
@@ -147,7 +90,7 @@ class ServerSettings(Section):
     public_url: str = setting(
         "",
         form="a ws:// or wss:// URL without user and query",
-        accepts=_websocket_url,
+        accepts=checks.websocket_url,
         unset="the host of the page, and server.port",
         reason="Where the pages find the WebSocket. Behind a proxy only the operator knows.",
     )
@@ -167,7 +110,7 @@ class ServerSettings(Section):
     )
     allowed_hosts: tuple[str, ...] = setting(
         (),
-        accepts=_host,
+        accepts=checks.host,
         form="a host name or address without a port, IPv6 in brackets",
         unset="localhost, the bound host, and any IP address",
         reason="Other Host headers are refused: otherwise a web page reaches a local server by "
@@ -175,7 +118,7 @@ class ServerSettings(Section):
     )
     allowed_origins: tuple[str, ...] = setting(
         (),
-        accepts=_origin,
+        accepts=checks.origin,
         form="an exact origin, scheme://host[:port]",
         unset="http and https on localhost and loopback addresses, any port",
         reason="Browsers let every page open a WebSocket to localhost; only the Origin header tells "
@@ -183,7 +126,7 @@ class ServerSettings(Section):
     )
     trusted_proxies: tuple[str, ...] = setting(
         (),
-        accepts=_network,
+        accepts=checks.network,
         form="an IP address or network",
         unset="none",
         reason="X-Forwarded-For is believed from these only: anybody else could forge an address and "
@@ -229,7 +172,7 @@ class DatabaseSettings(Section):
         "",
         flag="--db",
         form="a file name",
-        accepts=_file_name,
+        accepts=checks.file_name,
         unset="persona.db in the user's data directory",
         reason="Conversations belong to the user, not to the directory the server was started in.",
     )
@@ -308,127 +251,6 @@ class BackgroundSettings(Section):
         maximum=1000,
         reason="The guide's figure. Jobs mostly wait for the model or the disk, so a few workers are "
         "enough, and few cannot crowd out clients.",
-    )
-
-
-@attrs.frozen(kw_only=True)
-class LLMSettings(Section):
-    """The model behind the personas."""
-
-    section: ClassVar[str] = "llm"
-
-    backend: Literal["auto", "ollama", "openai", "scripted"] = setting(
-        "auto",
-        flag="--llm",
-        reason="`auto` looks for Ollama for at most a second and falls back to the scripted stand-in "
-        "with a warning, so a machine without a model can still be tried.",
-    )
-    base_url: str = setting(
-        "",
-        form="an http:// or https:// URL without user, password and query",
-        accepts=_http_url,
-        unset="Ollama's usual address; openai needs one",
-        reason="Local first: nothing is sent to another machine unless told to.",
-    )
-    model: str = setting(
-        "",
-        unset="the backend's choice",
-        reason="Any fixed name would be missing on most machines.",
-    )
-    api_key: str = setting(
-        "",
-        secret=True,
-        form="ASCII text without spaces",
-        accepts=_header_value,
-        unset="none is sent",
-        reason="Local model servers ask for none.",
-    )
-    max_concurrency: int = setting(
-        4,
-        unit="generations",
-        minimum=1,
-        maximum=1000,
-        reason="A local model has one to four slots; sending it more makes every answer slower.",
-    )
-    max_queue: int = setting(
-        512,
-        unit="requests",
-        minimum=1,
-        maximum=100_000,
-        reason="Room for one waiting chat of each of the 500 clients. Four slots need minutes for that "
-        "many, so beyond it `overloaded` is the honest answer.",
-    )
-    max_queue_wait_s: float = setting(
-        240.0,
-        unit="s",
-        minimum=0.001,
-        maximum=DAY_S,
-        unset="as long as the chat may take",
-        reason="A minute less than chat_timeout_s: a chat that begins later would be cut in the middle of "
-        "its answer, so it is told when to come back instead.",
-    )
-    max_retries: int = setting(
-        2,
-        unit="retries",
-        minimum=0,
-        maximum=20,
-        reason="With pauses of up to a quarter and half a second that outlasts a worker that restarts, or "
-        "a connection lost on the way. Longer is for the client to decide, which has a user to tell.",
-    )
-    breaker_failures: int = setting(
-        5,
-        unit="failures",
-        minimum=1,
-        maximum=1000,
-        reason="Failures in a row after which the model is left alone: more than one request makes with its "
-        "retries, so a single unlucky one locks nobody out.",
-    )
-    breaker_open_s: float = setting(
-        5.0,
-        unit="s",
-        minimum=0.001,
-        maximum=3600.0,
-        reason="How long at first; twice as long after each probe that fails, up to a minute. A model "
-        "server takes some seconds to start.",
-    )
-    first_token_timeout_s: float = setting(
-        60.0,
-        unit="s",
-        minimum=0.001,
-        maximum=3600.0,
-        reason="A model that has to be loaded from disk may take most of a minute; one that is silent "
-        "for longer hangs, and its slot is freed.",
-    )
-    context_tokens: int = setting(
-        0,
-        unit="tokens",
-        minimum=256,
-        maximum=10_000_000,
-        unset="as the model server says; 4096 where it does not",
-        reason="The server knows what it gave the model. A longer prompt would be cut or refused there, "
-        "where nobody knows what in it matters; 4096 is what small local models commonly take.",
-    )
-    scripted_first_token_s: float = setting(
-        0.05,
-        unit="s",
-        minimum=0.001,
-        maximum=3600.0,
-        unset="no delay",
-        reason="Like a small model that is warm, so a demo and a load test meet realistic timing.",
-    )
-    scripted_tokens_per_s: float = setting(
-        50.0,
-        unit="tokens/s",
-        minimum=0.001,
-        maximum=1_000_000.0,
-        unset="no delay",
-        reason="As fast as a small local model on a good machine.",
-    )
-    scripted_seed: int = setting(
-        0,
-        minimum=0,
-        maximum=2**31 - 1,
-        reason="The same seed gives the same answers, so tests and load runs can be repeated.",
     )
 
 
