@@ -75,6 +75,21 @@ class DatabaseFigures(Collector):
         yield GaugeMetricFamily(
             "persona_database_wal_bytes", "Size of the write-ahead log's file.", value=figures.wal_bytes
         )
+        yield CounterMetricFamily(
+            "persona_database_wal_checkpoints",
+            "How often the write-ahead log was taken in.",
+            value=figures.wal_checkpoints,
+        )
+        yield CounterMetricFamily(
+            "persona_database_wal_checkpoints_put_off",
+            "How often a part of the log stayed, since somebody still read from it.",
+            value=figures.wal_checkpoints_put_off,
+        )
+        yield CounterMetricFamily(
+            "persona_database_upkeep_failures",
+            "Checkpoints and looks at the planner's statistics that failed.",
+            value=figures.upkeep_failures,
+        )
 
 
 def _by_side(

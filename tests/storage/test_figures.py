@@ -13,8 +13,9 @@ import trio.testing
 import persona.testing
 from persona.errors import MemoryFailure, Overloaded
 from persona.metrics import Metrics
-from persona.storage import queue
+from persona.storage import queue, upkeep
 from persona.storage.batch import FAILURE_KINDS, LOCK_WAIT_S
+from persona.storage.connection import open_snapshot
 from persona.storage.figures import DatabaseFigures
 from persona.storage.pool import Database, open_database
 from tests.storage.lanes import ENDLESS, Gate, add, create, held, rows
@@ -203,3 +204,44 @@ async def test_the_docs_name_every_one_of_them(database: Database) -> None:
     text = (Path(persona.__file__).parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
     named = {name.removesuffix("_total") for name in re.findall(r"`(persona_database_[a-z_]+)", text)}
     assert named == {family.name for family in DatabaseFigures(database.statistics).collect()}
+
+
+async def test_checkpoints_are_counted_by_what_came_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`database.wal_limit_bytes` is reached, while nobody reads, while somebody does, and in vain."""
+    monkeypatch.setattr(upkeep, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "IDLE_S", 1000.0)
+    path, kinds = tmp_path / "p.db", ("wal_checkpoints", "wal_checkpoints_put_off", "upkeep_failures")
+
+    async with impatient(path, wal_limit_bytes=64 * 1024) as database:
+        metrics = figures(database)
+
+        async def counted_after_writing() -> list[float]:
+            before = [metrics.value(f"database_{kind}_total") for kind in kinds]
+            for _ in range(70):
+                await database.write(
+                    lambda conn: conn.execute("INSERT INTO pages VALUES (randomblob(4000))").rowcount
+                )
+            return [
+                metrics.value(f"database_{kind}_total") - count
+                for kind, count in zip(kinds, before, strict=True)
+            ]
+
+        await database.write(lambda conn: conn.execute("CREATE TABLE pages (content)").rowcount)
+        done, put_off, failed = await counted_after_writing()
+        assert done > 0
+        assert put_off == failed == 0
+        with open_snapshot(path):
+            done, put_off, failed = await counted_after_writing()
+            assert put_off > 0
+            assert failed == 0
+        await database.write(
+            lambda conn: conn.set_authorizer(
+                lambda _, name, *__: sqlite3.SQLITE_DENY if name == "wal_checkpoint" else sqlite3.SQLITE_OK
+            )
+        )
+        done, put_off, failed = await counted_after_writing()
+        assert failed > 0
+        assert done == put_off == 0
+        await database.write(lambda conn: conn.set_authorizer(None))
