@@ -1,11 +1,12 @@
-"""`loadgen bench chat`: whole turns a second, model and disk included, by number of clients."""
+"""`loadgen bench chat`: whole turns, model and disk included: how many a second by number of clients, what
+the server adds to one, and to the first token of many."""
 
 from collections.abc import Callable, Iterator
 
 from loadgen.bench import Scenario, rows
 from loadgen.driver import Driver
 from loadgen.link import Target
-from loadgen.requests import chat
+from loadgen.requests import chat, stream
 from loadgen.results import figures_of, measured
 from loadgen.scenario import Scenario as Load
 from loadgen.scenario import Stage
@@ -20,7 +21,17 @@ INSTANT = {
     "llm.scripted_first_token_s": 0,
 }
 """A model that takes no time and has a slot for everybody, so that the rest is what is measured."""
+STEADY = {
+    "llm.max_concurrency": 1000,
+    "llm.max_queue": 10_000,
+    "llm.scripted_tokens_per_s": 50,
+    "llm.scripted_first_token_s": 0.05,
+}
+"""A small local model that has a slot for everybody."""
 WARM_UP_S = 0.5
+STREAMS = 200
+STREAM_S = 1.05
+"""About how long one is: fifty tokens, or what the script says in fewer."""
 
 
 def load_figures(server: ServerProcess, load: Load, *, timeout_s: float = 60.0) -> dict[str, float]:
@@ -56,6 +67,41 @@ def chats(connections: int) -> Callable[[ServerProcess, float], dict[str, float]
     return measure_chats
 
 
+def lone_chat(server: ServerProcess, seconds: float) -> dict[str, float]:
+    """One client that chats as fast as it is answered: with a model that takes no time, what is left is the
+    server's own."""
+    load = Load(
+        name="lone chat",
+        summary="",
+        stages=(Stage(seconds=WARM_UP_S + seconds, connections=1),),
+        request=chat,
+        warm_up_s=WARM_UP_S,
+    )
+    figures = load_figures(server, load)
+    return {"ms": figures["response.p50_ms"], "p99_ms": figures["response.p99_ms"]}
+
+
+def first_tokens(server: ServerProcess, seconds: float) -> dict[str, float]:
+    """So many streams under way at any time, begun one after the other: what the server adds to the model's
+    own time to its first token, from when each was due. Every stream is checked to be whole."""
+    load = Load(
+        name="streams",
+        summary="",
+        # Not in a closed loop: streams of one length would all begin at the same moment, again and again.
+        stages=(Stage(seconds=STREAM_S + seconds, connections=STREAMS, rate=STREAMS / STREAM_S),),
+        request=stream,
+        warm_up_s=STREAM_S,
+    )
+    figures = load_figures(server, load)
+    if figures["errors"]:
+        raise WrongAnswer(f"{figures['errors']:.0f} of the streams were refused")
+    model_ms = STEADY["llm.scripted_first_token_s"] * 1000
+    return {
+        "ms": figures["first_token.p95_ms"] - model_ms,
+        "p50_ms": figures["first_token.p50_ms"] - model_ms,
+    }
+
+
 def measure(plan: BenchPlan) -> Iterator[Row]:
     """See `tables.TABLES`."""
     lines = (
@@ -71,3 +117,22 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
         for connections in (10, 50, 200)
     )
     yield from rows(lines, plan)
+    own_time = (
+        Scenario(
+            "persona.chat of one client, median",
+            OURS,
+            "ms",
+            lone_chat,
+            tuple((name, "2 ms", 1.0) for name in OURS),
+            settings=INSTANT,
+        ),
+        Scenario(
+            f"{STREAMS} streams at once, first token beyond the model's 50 ms, 95th percentile",
+            OURS,
+            "ms",
+            first_tokens,
+            tuple((name, "10 ms", 1.0) for name in OURS),
+            settings=STEADY,
+        ),
+    )
+    yield from rows(own_time, plan)
