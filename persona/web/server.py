@@ -77,6 +77,7 @@ class WebServer:
 
     async def serve_stream(self, stream: trio.SocketStream) -> None:
         """Serve one accepted stream to its end. Never raises but `Cancelled`."""
+        # As it is shown in the tree of tasks; trio names all handlers alike.
         trio.lowlevel.current_task().name = "http connection"
         timed = TimedStream(stream, self._write_deadline_s)
         try:

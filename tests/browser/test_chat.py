@@ -142,6 +142,23 @@ def test_a_reload_brings_persona_and_conversation_back(server: PageServer, page:
     assert len(kept_turns(server, page)) == 6
 
 
+def test_a_reload_in_the_middle_of_an_answer_loses_nothing(slow_server: PageServer, page: "Page") -> None:
+    page.open(slow_server.pages)
+    page.say("Tell me a story.")
+    said = until_speaking(page)
+
+    def reloaded() -> bool:
+        # What the server kept of the answer is on disk a moment after the page has gone.
+        page.driver.refresh()
+        page.until(lambda: page.find("#send").is_displayed() and page.find("#send").is_enabled())
+        return len(page.all(".turn")) == 2
+
+    page.until(reloaded)
+    assert page.text(".turn.mine .text") == "Tell me a story."
+    assert page.answers[0].startswith(said)
+    assert page.texts(".turn:not(.mine) .note") == ["broke off"]
+
+
 def test_each_persona_has_its_own_conversation_and_a_new_one_can_be_begun(
     server: PageServer, page: "Page"
 ) -> None:
