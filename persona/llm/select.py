@@ -104,7 +104,7 @@ async def _answers(ollama: OllamaBackend) -> bool:
 def _openai(client: httpx2.AsyncClient, settings: LLMSettings) -> OpenAIBackend:
     if not settings.base_url:
         raise SettingsError(
-            "llm.base_url is needed for llm.backend openai, for example http://127.0.0.1:8080"
+            "llm.base_url is needed for llm.backend openai, for example http://127.0.0.1:1234"
         )
     return OpenAIBackend(
         client, base_url=settings.base_url, model=settings.model or "", api_key=settings.api_key or ""
