@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from persona.web import server as web_server
 from tests.web.site import OpenSite, open_site
@@ -93,14 +94,19 @@ async def test_a_connection_does_not_last_for_ever(monkeypatch: pytest.MonkeyPat
         await until(lambda: open_count(site) == 0)
 
 
+@pytest.mark.parametrize("asks", [False, True])
 async def test_who_has_gone_gives_its_place_back_before_the_keep_alive_ends(
-    monkeypatch: pytest.MonkeyPatch,
+    asks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web_server, "KEEP_ALIVE_S", 300.0)
     async with open_site() as site:
         async with await trio.open_tcp_stream("127.0.0.1", site.port) as stream:
-            await stream.send_all(GET)
-            await read_answer(stream)
+            await until(lambda: open_count(site) == 1)
+            if asks:
+                await stream.send_all(GET)
+                await read_answer(stream)
+            # Who goes before hypercorn has begun to wait for the next request, it does not keep.
+            await wait_all_tasks_blocked(0.05)
         await until(lambda: open_count(site) == 0)
 
 
