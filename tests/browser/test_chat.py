@@ -249,6 +249,21 @@ def test_a_line_that_was_lost_with_its_server_can_be_sent_again(
     assert page.script("return document.querySelector('#line').value") == "Tell me a story."
 
 
+def test_a_conversation_that_is_no_longer_there_is_let_go(server: PageServer, page: "Page") -> None:
+    page.open(server.pages)
+    page.say("Before")
+    page.until_answered()
+    gone = conversation_on(page)
+    server.stop()
+    (server.folder / "p.db").unlink()
+    server.start()
+    page.until(lambda: page.texts(".turn") == [] and page.find("#send").is_enabled(), within_s=40)
+    page.say("After")
+    page.until_answered()
+    assert conversation_on(page) != gone
+    assert kept_turns(server, page)[0]["content"] == "After"
+
+
 def test_markup_is_text_wherever_it_stands(server: PageServer, page: "Page") -> None:
     nasty = "<img src=x onerror=document.title=1>"
     created = server.call("persona.create", {"name": nasty, "description": f"<b>bold</b>{nasty}"})

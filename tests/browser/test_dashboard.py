@@ -118,6 +118,19 @@ def test_charts_have_a_past(dashboard: "Page", feed: Feed) -> None:
     assert (base - points[0][1]) * 2 == pytest.approx(base - points[-1][1], abs=0.5)
 
 
+def test_every_chart_shows_its_own_figure(dashboard: "Page") -> None:
+    charts = ("connections", "requests", "latency", "memory", "model")
+    dashboard.until(lambda: all(dashboard.text(f"#{chart}-chart p span:nth-child(2)") for chart in charts))
+    peaks = {chart: dashboard.text(f"#{chart}-chart p span:nth-child(2)") for chart in charts}
+    assert peaks == {
+        "connections": "peak 212",
+        "requests": "peak 83.4",
+        "latency": "peak 47.4 ms",
+        "memory": "peak 191.4 MB",
+        "model": "peak 29",
+    }
+
+
 def test_what_is_not_known_is_a_dash(dashboard: "Page", feed: Feed) -> None:
     bare = figures()
     bare["memory"] |= {"growth_bytes_per_s": None, "soft_limit_bytes": 0}
