@@ -93,7 +93,17 @@ class Job:
             conn.execute("BEGIN")
             conn.executemany(
                 store.CREATE_CONVERSATION,
-                [(f"c{n}", ARIA_ID, "anonymous", n, n, 0) for n in range(CONVERSATIONS)],
+                [
+                    {
+                        "id": f"c{n}",
+                        "persona_id": ARIA_ID,
+                        "user": "anonymous",
+                        "created_at": n,
+                        "updated_at": n,
+                        "turn_count": 0,
+                    }
+                    for n in range(CONVERSATIONS)
+                ],
             )
             # A new file numbers its turns from 1 on.
             conn.executemany(

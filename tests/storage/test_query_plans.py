@@ -50,7 +50,14 @@ def conn(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
         store.CREATE_CONVERSATION,
         # Nearly all of them anonymous: the column on which the lists' index begins tells nothing apart.
         [
-            (f"c{n}", (ARIA_ID, KIRA_ID)[n % 2], "ann" if n % 100 == 1 else "anonymous", n, n, 2)
+            {
+                "id": f"c{n}",
+                "persona_id": (ARIA_ID, KIRA_ID)[n % 2],
+                "user": "ann" if n % 100 == 1 else "anonymous",
+                "created_at": n,
+                "updated_at": n,
+                "turn_count": 2,
+            }
             for n in range(conversations)
         ],
     )
