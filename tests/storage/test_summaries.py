@@ -1,6 +1,8 @@
 """Summaries belong to a turn, and so to the branches through it."""
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -18,10 +20,10 @@ from tests.storage.test_turns import beside, open_memory, say
 
 
 @pytest.fixture
-def conn() -> sqlite3.Connection:
-    opened = open_memory()
-    store.create_conversation(opened, conversation("c1"))
-    return opened
+def conn() -> Iterator[sqlite3.Connection]:
+    with closing(open_memory()) as opened:
+        store.create_conversation(opened, conversation("c1"))
+        yield opened
 
 
 def sum_up(conn: sqlite3.Connection, turn_id: int, content: str) -> Summary:
