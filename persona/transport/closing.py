@@ -47,5 +47,11 @@ async def linger(stream: trio.abc.Stream) -> None:
         if isinstance(stream, trio.abc.HalfCloseableStream):
             await stream.send_eof()
         left = LINGER_BYTES
-        while left > 0 and (data := await stream.receive_some(left)):
+        while left > 0:
+            data = await stream.receive_some(left)
+            if not data:
+                return
             left -= len(data)
+        # It pours on, and may not have read yet: to close now would reset the connection and take our last
+        # words with it. What it sends stays with the kernel.
+        await trio.sleep_forever()
