@@ -235,6 +235,7 @@ def assemble(
         database=database,
         background=background,
         scheduler=scheduler,
+        circuit=circuit,
         model_watch=model_watch,
     )
     monitor = Monitor(

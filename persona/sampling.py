@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import attrs
 
 from persona.config import Settings
+from persona.llm.breaker import CircuitBreaker
 from persona.llm.watch import ModelWatch
 from persona.monitor.memory import MEGABYTE
 from persona.monitor.readings import Capacities, Readings
@@ -28,6 +29,7 @@ class Sampler:
     database: Database
     background: Background
     scheduler: Scheduler
+    circuit: CircuitBreaker
     model_watch: ModelWatch
 
     def look(self) -> Readings:
@@ -51,8 +53,13 @@ class Sampler:
             background_queued=self.background.queued,
             llm_running=self.scheduler.running,
             llm_queued=self.scheduler.queued,
-            llm_available=self.model_watch.available,
+            llm_available=self._llm_available(),
         )
+
+    def _llm_available(self) -> bool | None:
+        """A server may list models that it cannot load. So once chats have failed in a row, only a chat that
+        is answered shows that it is back, and a half-open circuit is no sign of that."""
+        return self.model_watch.available if self.circuit.state == "closed" else False
 
     def heaviest(self, count: int) -> list[f.Holding]:
         """The connections that most is held for, heaviest first."""

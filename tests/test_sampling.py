@@ -5,6 +5,8 @@ import math
 import trio
 from trio.testing import MockClock
 
+from persona.errors import LLMUnavailable
+from persona.llm.watch import FIRST_AFTER_S
 from persona.monitor.memory import MEGABYTE
 from persona.sampling import capacities
 from persona.testing import open_server, settings_with
@@ -29,6 +31,35 @@ async def test_what_runs_and_what_waits_is_seen(autojump_clock: MockClock) -> No
         # Chats hold no place in the handler pool.
         assert figures["handlers"] == {"running": 0, "limit": 100}
         nursery.cancel_scope.cancel()
+
+
+async def test_a_model_that_lists_its_models_and_fails_at_every_chat_is_down_until_it_answers_one(
+    autojump_clock: MockClock,
+) -> None:
+    model = PlayedModel()
+    script = model.script
+    async with open_party(backend=model, llm={"max_retries": 0, "breaker_failures": 2}) as party:
+        asking = await party.join()
+        await trio.sleep(FIRST_AFTER_S + 1)
+        await asking.ask("events.subscribe", topics=["system"])
+        assert (await asking.ask("system.metrics"))["model"]["available"] is True
+        model.script = (LLMUnavailable.transient("out of memory"),)
+        for _ in range(2):
+            await asking.refused("persona.chat", persona_id="aria", message="Hello")
+        await trio.sleep(2)
+        assert [(each["data"]["name"], each["data"]["state"]) for each in await asking.news()] == [
+            ("llm_down", "raised")
+        ]
+        # Half open by now; nobody has been answered, and the alert neither goes nor comes again.
+        await trio.sleep(600)
+        assert (await asking.ask("system.metrics"))["model"]["available"] is False
+        assert await asking.news() == []
+        model.script = script
+        await asking.ask("persona.chat", persona_id="aria", message="Hello")
+        await trio.sleep(2)
+        assert [(each["data"]["name"], each["data"]["state"]) for each in await asking.news()] == [
+            ("llm_down", "cleared")
+        ]
 
 
 async def test_a_server_that_drains_says_so(autojump_clock: MockClock) -> None:
