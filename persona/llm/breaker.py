@@ -65,8 +65,10 @@ class CircuitBreaker:
     @property
     def state(self) -> State:
         """The state as of now."""
-        if self._state == "open" and trio.current_time() >= self._open_until:
+        if self._state == "open" and (late_s := trio.current_time() - self._open_until) >= 0:
             self._become("half_open")
+            # Since its time was up, not since somebody looked: that would be the caller's doing.
+            self._since -= late_s
         return self._state
 
     @property

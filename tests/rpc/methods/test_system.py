@@ -86,7 +86,7 @@ async def test_status_says_which_way_the_circuit_is_and_since_when(autojump_cloc
         error = await asking.refused("persona.chat", persona_id="kira", message="Hello")
         assert (error.reason, error.retry_after_s) == ("llm_unavailable", 5)
         await trio.sleep(7)
-        assert await circuit() == (True, "half_open", isoformat(EPOCH + 17))
+        assert await circuit() == (True, "half_open", isoformat(EPOCH + 15))
         model.script = ("Here",)
         await asking.ask("persona.chat", persona_id="kira", message="Hello")
         assert await circuit() == (True, "closed", isoformat(EPOCH + 17))
