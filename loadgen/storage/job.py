@@ -21,15 +21,13 @@ CONTENT_BYTES = 300
 READ_TURNS = 20
 INSERT = turns.INSERT_TURN
 READ = """
-    SELECT id, conversation_id, parent_id, role, speaker_id, content, created_at, tokens_used, finish_reason,
-        client_msg_id, body_hash, details
-    FROM turns INDEXED BY bench_turns WHERE conversation_id = :conversation AND id <= :leaf
-    ORDER BY id DESC LIMIT :limit
+    SELECT role, speaker_id, content FROM turns INDEXED BY turns_siblings
+    WHERE conversation_id = :conversation ORDER BY parent_id DESC LIMIT :limit
 """
-"""The plainest way to a conversation's last turns. The server itself walks up a branch, which a database
-without branches would not have to; what that costs is measured apart ("with all the server does")."""
-_INDEX = "CREATE INDEX bench_turns ON turns (conversation_id, id)"
-CONTENT = 5
+"""What a model is shown of a conversation's last turns, in the plainest way to them: where nothing has
+branched, a turn's parent is the turn before. The server itself walks up a branch and takes the whole turn;
+what that costs is measured apart ("with all the server does")."""
+CONTENT = 2
 """The content's place in a row of `READ`."""
 BUSY_TIMEOUT_S = 60.0
 """Beyond any wait that a crowd of writers makes for itself: no side may fail for it."""
@@ -118,7 +116,6 @@ class Job:
                 ),
             )
             conn.execute(_LAST_TURN_IS_CURRENT)
-            conn.execute(_INDEX)
             conn.execute("COMMIT")
         first = [_padded(f"old {n}") for n in range(0, size, CONVERSATIONS)]
         return cls(template, size, tuple(reversed(first[-READ_TURNS:])))

@@ -114,8 +114,9 @@ class Database:
         """Run `fn` on the writer's connection; returns when what it did is on disk.
 
         `fn` runs in a thread, inside a transaction it must not end, and returns nothing tied to the
-        connection. What it raises rolls it back and is raised here; `sqlite3.Error` becomes
-        `MemoryFailure`, and so does a failed commit. Also raises `Overloaded` and `ShuttingDown`.
+        connection. It may be run twice, with the first run undone, so it changes nothing else. What it
+        raises rolls it back and is raised here; `sqlite3.Error` becomes `MemoryFailure`, and so does a
+        failed commit. Also raises `Overloaded` and `ShuttingDown`.
 
         Cancelling is safe: `fn` is then done wholly or not at all.
         """

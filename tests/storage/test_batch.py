@@ -3,6 +3,7 @@
 import contextlib
 import sqlite3
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ import trio.testing
 from persona.errors import MemoryFailure, NotFound
 from persona.storage.pool import Database, open_database
 from tests.storage.lanes import ENDLESS, Gate, Work, add, create, held, rows
+
+
+def counted(n: int, ran: list[int]) -> Work:
+    def fn(conn: sqlite3.Connection) -> None:
+        ran.append(n)
+        add(n)(conn)
+
+    return fn
 
 
 async def test_a_slow_batch_ends_early_and_the_rest_follows(database: Database) -> None:
@@ -58,6 +67,42 @@ async def test_an_error_rolls_back_its_own_call_alone(database: Database) -> Non
     assert database.statistics().replaced_connections == 0
 
 
+async def test_only_a_batch_with_an_error_in_it_is_run_again_and_with_savepoints(database: Database) -> None:
+    ran: list[int] = []
+    statements: list[str] = []
+
+    def fail(conn: sqlite3.Connection) -> None:
+        conn.execute("SELECT secret FROM nowhere")
+
+    async def fails() -> None:
+        with pytest.raises(MemoryFailure):
+            await database.write(fail)
+
+    await database.write(lambda conn: conn.set_trace_callback(statements.append))
+    async with held(database.write) as (_, nursery):
+        for n in (1, 2):
+            nursery.start_soon(database.write, counted(n, ran))
+            await trio.testing.wait_all_tasks_blocked()
+    assert ran == [1, 2]
+    assert not [text for text in statements if "SAVEPOINT" in text]
+
+    ran.clear()
+    async with held(database.write) as (_, nursery):
+        for submit in (
+            partial(database.write, counted(3, ran)),
+            fails,
+            partial(database.write, counted(4, ran)),
+        ):
+            nursery.start_soon(submit)
+            await trio.testing.wait_all_tasks_blocked()
+    # The last one came to its turn when it was known that one fails.
+    assert ran == [3, 3, 4]
+    assert database.statistics().last_batch_size == 3
+    assert statements.count("SAVEPOINT call") == 3
+    assert database.statistics().failures["other"] == 1
+    assert await database.read(rows) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("side", ["read", "write"])
 async def test_sqlite_errors_are_translated_and_logged(database: Database, side: str) -> None:
     with structlog.testing.capture_logs() as logs, pytest.raises(MemoryFailure) as caught:
@@ -94,22 +139,15 @@ async def test_a_lost_transaction_fails_what_ran_and_repeats_nothing(database: D
     await database.write(add(1))
     ran: list[int] = []
 
-    def counted(n: int) -> Work:
-        def fn(conn: sqlite3.Connection) -> None:
-            ran.append(n)
-            add(n)(conn)
-
-        return fn
-
     async def fails(fn: Work) -> None:
         with pytest.raises(MemoryFailure):
             await database.write(fn)
 
     async with held(database.write) as (_, nursery):
         for submit, fn in (
-            (fails, counted(2)),
+            (fails, counted(2, ran)),
             (fails, lambda conn: conn.execute("INSERT OR ROLLBACK INTO log (n) VALUES (1)")),
-            (database.write, counted(3)),
+            (database.write, counted(3, ran)),
         ):
             nursery.start_soon(submit, fn)
             await trio.testing.wait_all_tasks_blocked()
