@@ -97,13 +97,6 @@ def bench(session: nox.Session) -> None:
     session.run("loadgen", "bench", *session.posargs)
 
 
-@nox.session(name="bench-storage")
-def bench_storage(session: nox.Session) -> None:
-    """Our database beside others, as ratios: the tables of docs/performance.md. Takes some minutes."""
-    install(session, "peers")
-    session.run("python", "-m", "loadgen.storage", *session.posargs)
-
-
 @nox.session
 def loadgen(session: nox.Session) -> None:
     """A load test with a page to show; `nox -s loadgen -- run soak --duration 3600` for another one."""

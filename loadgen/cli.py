@@ -8,6 +8,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import click
+import structlog
 
 try:
     import hdrh  # noqa: F401 - looked for here, to say what is missing in one line
@@ -50,6 +51,8 @@ def is_loopback(url: str) -> bool:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def main() -> None:
     """Load a server, and say what it did: honestly, or not at all."""
+    # Some tables run parts of the server in this process, and what those log is no part of a table.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 @main.command("list")
@@ -191,6 +194,13 @@ def compare_command(a: Path, b: Path, everything: bool, fail_on_worse: bool) -> 
     "--json", "folder", type=click.Path(file_okay=False, path_type=Path), help="Keep all figures there."
 )
 @click.option(
+    "--folder",
+    "measured_in",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    default=Path(),
+    help="Where the files of `storage` are made: on the disk that is measured.",
+)
+@click.option(
     "--docs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write tables there."
 )
 @click.option(
@@ -206,15 +216,16 @@ def bench_command(
     only: str,
     servers: tuple[str, ...],
     folder: Path | None,
+    measured_in: Path,
     docs: Path | None,
     save: Path | None,
     check: Path | None,
 ) -> None:
-    """Measure the project's tables: transport, chat, scale, guide; all of them where none is named.
+    """Measure the project's tables: transport, storage, chat, scale, guide; all of them where none is named.
 
     With --check it exits with 1 when a ratio is worse than the stored one beyond the noise.
     """
-    plan = BenchPlan(rounds=rounds, seconds=seconds, only=only, servers=servers)
+    plan = BenchPlan(rounds=rounds, seconds=seconds, only=only, servers=servers, folder=measured_in)
     worse: list[str] = []
     try:
         for name in names or TABLES:

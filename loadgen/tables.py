@@ -18,12 +18,15 @@ from loadgen.results import machine
 
 TABLES = {
     "transport": "loadgen.bench:measure",
+    "storage": "loadgen.storage.table:measure",
     "chat": "loadgen.chatbench:measure",
     "scale": "loadgen.scale:measure",
     "guide": "loadgen.guide:measure",
 }
 """Each is a function from a `BenchPlan` to the rows."""
 
+MAX_COLUMNS = 6
+"""With more servers than that, a row is a table of its own, with the servers below each other."""
 NOISE_FLOOR = 0.15
 """A ratio may be off by this share of the stored one, however alike the rounds were."""
 
@@ -34,21 +37,24 @@ class TableError(Exception):
 
 @attrs.frozen(kw_only=True)
 class BenchPlan:
-    """How thoroughly. `only` are words of the rows' names; `servers` leaves out others, and the ratios."""
+    """How thoroughly. `only` are words of the rows' names; `servers` leaves out others, and their ratios;
+    files that are measured are made in `folder`."""
 
     rounds: int = 3
     seconds: float = 2.0
     only: str = ""
     servers: tuple[str, ...] = ()
+    folder: Path = Path()
 
 
 @attrs.frozen
 class Mark:
-    """What a ratio of two columns should be at least. Above 1 is in favour of `ours`."""
+    """What a ratio of two columns should be at least, where there is such a bound. Above 1 is in favour of
+    `ours`."""
 
     ours: str
     other: str
-    at_least: float
+    at_least: float | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +77,11 @@ class Row:
     """Other figures by server, to be shown in the terminal."""
     note: str = ""
 
+    @property
+    def title(self) -> str:
+        """What tells it from the table's others."""
+        return f"{self.name}, {self.unit}"
+
     def value(self, server: str) -> float:
         """The median of its rounds."""
         return self.bounds[server] if server in self.bounds else statistics.median(self.rounds[server])
@@ -79,12 +90,21 @@ class Row:
         """Of the medians; above 1 in favour of `mark.ours`."""
         return self._in_favour(self.value(mark.ours), self.value(mark.other))
 
-    def spread(self, mark: Mark) -> float:
-        """Between the best and the worst of the rounds' own ratios."""
+    def is_missed(self, mark: Mark) -> bool:
+        """Whether the ratio is below its mark."""
+        return mark.at_least is not None and self.ratio(mark) < mark.at_least
+
+    def extremes(self, mark: Mark) -> tuple[float, float]:
+        """The worst and the best of the rounds' own ratios."""
         ours = self.rounds[mark.ours]
         others = self.rounds.get(mark.other) or [self.value(mark.other)] * len(ours)
         ratios = [self._in_favour(a, b) for a, b in zip(ours, others, strict=True)]
-        return max(ratios) - min(ratios)
+        return min(ratios), max(ratios)
+
+    def spread(self, mark: Mark) -> float:
+        """Between these two."""
+        worst, best = self.extremes(mark)
+        return best - worst
 
     def _in_favour(self, ours: float, other: float) -> float:
         above, below = (ours, other) if self.more_is_better else (other, ours)
@@ -127,44 +147,66 @@ def measure(name: str, plan: BenchPlan, command: str) -> Table:
 
 def text_lines(row: Row) -> Iterator[str]:
     """A row, for the terminal."""
-    yield f"## {row.name}"
+    yield f"## {row.title}"
     for server in row.rounds:
         others = "".join(f"{value:12.1f} {key}" for key, value in row.extra.get(server, {}).items())
         yield f"  {server:20}{row.value(server):12.1f} {row.unit}{others}"
     for mark in row.marks:
-        ratio = row.ratio(mark)
-        verdict = "ok" if ratio >= mark.at_least else "MISSED"
-        yield f"  {mark.name}: {ratio:.2f} (mark {mark.at_least:.2f}) {verdict}"
+        verdict = "MISSED" if row.is_missed(mark) else "ok"
+        wanted = "" if mark.at_least is None else f" (mark {mark.at_least:.2f}) {verdict}"
+        yield f"  {mark.name}: {row.ratio(mark):.2f}{wanted}"
     if row.note:
         yield f"  {row.note}"
 
 
 def markdown(table: Table) -> str:
     """For the documentation."""
-    servers = list(dict.fromkeys(server for row in table.rows for server in row.rounds))
     where = table.machine
-    lines = [
-        (
-            f"`{table.command}` on {table.date}: {where['cpu']}, {where['cores']} cores, {where['system']}, "
-            f"Python {where['python']}. Medians of the rounds; a ratio above 1 is in our favour."
-        ),
-        "",
-        f"| | {' | '.join(servers)} | ratio, and mark |",
-        f"|---|{'---|' * len(servers)}---|",
-    ]
+    head = (
+        f"`{table.command}` on {table.date}: {where['cpu']}, {where['cores']} cores, {where['system']}, "
+        f"Python {where['python']}. Medians of the rounds; a ratio above 1 is in our favour."
+    )
+    servers = list(dict.fromkeys(server for row in table.rows for server in row.rounds))
+    body = _side_by_side(table, servers) if len(servers) <= MAX_COLUMNS else _row_by_row(table)
+    notes = dict.fromkeys(f"* {row.name}: {row.note}" for row in table.rows if row.note)
+    return "\n".join([head, "", *body, *(["", *notes] if notes else [])])
+
+
+def _side_by_side(table: Table, servers: Sequence[str]) -> Iterator[str]:
+    yield f"| | {' | '.join(servers)} | ratio, and mark |"
+    yield f"|---|{'---|' * len(servers)}---|"
     for row in table.rows:
         cells = [_number(row.value(server)) if server in row.rounds else "" for server in servers]
-        ratios = "; ".join(
-            f"{mark.name}: {row.ratio(mark):.2f} ({mark.at_least:g}{_missed(row, mark)})"
-            for mark in row.marks
-        )
-        lines.append(f"| {row.name}, {row.unit} | {' | '.join(cells)} | {ratios} |")
-    notes = [f"* {row.name}: {row.note}" for row in table.rows if row.note]
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+        ratios = "; ".join(f"{mark.name}: {_ratio(row, mark)}" for mark in row.marks)
+        yield f"| {row.title} | {' | '.join(cells)} | {ratios} |"
 
 
-def _missed(row: Row, mark: Mark) -> str:
-    return "" if row.ratio(mark) >= mark.at_least else ": **missed**"
+def _row_by_row(table: Table) -> Iterator[str]:
+    for n, row in enumerate(table.rows):
+        others = list(dict.fromkeys(key for figures in row.extra.values() for key in figures))
+        if n:
+            yield ""
+        yield f"| {row.name} | {' | '.join([row.unit, *others])} | ratio (worst to best round), and mark |"
+        yield f"|---|{'---|' * (1 + len(others))}---|"
+        for server in row.rounds:
+            figures = [row.value(server), *(row.extra[server][key] for key in others)]
+            ratios = "; ".join(
+                f"{mark.name}: {_ratio(row, mark, with_extremes=True)}"
+                for mark in row.marks
+                if server == (mark.other if mark.other in row.rounds else mark.ours)
+            )
+            yield f"| {server} | {' | '.join(_number(figure) for figure in figures)} | {ratios} |"
+
+
+def _ratio(row: Row, mark: Mark, *, with_extremes: bool = False) -> str:
+    text = f"{row.ratio(mark):.2f}"
+    if with_extremes:
+        worst, best = row.extremes(mark)
+        text += f" ({worst:.2f} to {best:.2f})"
+    if mark.at_least is not None:
+        missed = ": **missed**" if row.is_missed(mark) else ""
+        text += f"; {mark.at_least:.3g}{missed}" if with_extremes else f" ({mark.at_least:g}{missed})"
+    return text
 
 
 def _number(value: float) -> str:
@@ -185,7 +227,7 @@ def write_docs(table: Table, file: Path) -> None:
 def baseline_of(table: Table) -> dict[str, dict[str, dict[str, float]]]:
     """Ratios, and how far the rounds were apart: what is stored. Not times: those are the machine's."""
     return {
-        row.name: {
+        row.title: {
             mark.name: {"ratio": round(row.ratio(mark), 4), "spread": round(row.spread(mark), 4)}
             for mark in row.marks
         }
@@ -199,14 +241,14 @@ def regressions(table: Table, baseline: Mapping[str, Mapping[str, Mapping[str, f
     two has are passed over."""
     for row in table.rows:
         for mark in row.marks:
-            stored = baseline.get(row.name, {}).get(mark.name)
+            stored = baseline.get(row.title, {}).get(mark.name)
             if stored is None:
                 continue
             noise = max(stored["spread"], row.spread(mark), NOISE_FLOOR * stored["ratio"])
             ratio = row.ratio(mark)
             if ratio < stored["ratio"] - noise:
                 yield (
-                    f"{row.name}: {mark.name} is {ratio:.2f} and was {stored['ratio']:.2f}, "
+                    f"{row.title}: {mark.name} is {ratio:.2f} and was {stored['ratio']:.2f}, "
                     f"with a noise of {noise:.2f}"
                 )
 

@@ -1,18 +1,27 @@
-"""What is compared with what, and how that is told."""
+"""`loadgen bench storage`: our database beside others, on one file, with one pair of statements.
+
+Sides take turns within a round. Each run has a fresh copy of the file, and is verified afterwards.
+"""
 
 import statistics
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 import attrs
+import psutil
 
-from loadgen.storage.job import Job
+from loadgen.storage.job import Job, WrongResult
 from loadgen.storage.load import Load, Loop, Opener, Run
+from loadgen.tables import BenchPlan, Mark, Row, TableError
 
 Figures = Mapping[str, float]
+TURNS = 100_000
 WARM_UP_S = 0.3
+IN_MEMORY = {"tmpfs", "ramfs"}
+UNITS = {"rate": "calls/s", "p50_ms": "p50, ms", "p99_ms": "p99, ms", "lag_p99_ms": "loop lag p99, ms"}
 
 
 @attrs.frozen
@@ -63,71 +72,68 @@ def _normal(side: Side) -> Side:
     return attrs.evolve(side, synchronous="normal")
 
 
+def _mark(other: Side | str, at_least: float | None = None, side: Side = OURS) -> Mark:
+    return Mark(str(side), str(other), at_least)
+
+
 @attrs.frozen
-class Mark:
-    """A ratio that there should be, above 1 in favour of `side`; without `at_least`, one only to know."""
+class Shown:
+    """A figure, and the ratios there should be of it."""
 
-    side: Side
-    other: Side | float
-    """A side, or a bound."""
-    figure: str = "rate"
-    at_least: float | None = None
-
-    def ratio(self, figures: Mapping[Side, Figures]) -> float:
-        """Of one round."""
-        mine = figures[self.side][self.figure]
-        other = figures[self.other][self.figure] if isinstance(self.other, Side) else self.other
-        return mine / other if self.figure == "rate" else other / mine
-
-    def line(self, rounds: Sequence[Mapping[Side, Figures]]) -> str:
-        """The median of the rounds' ratios, their range, and whether it is enough."""
-        ratios = sorted(self.ratio(figures) for figures in rounds)
-        median = statistics.median(ratios)
-        line = f"{self.side} / {self.other}: {self.figure} {median:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        if self.at_least is None:
-            return line
-        return f"{line}, mark {self.at_least:.2f}: {'ok' if median >= self.at_least else 'MISSED'}"
+    figure: str
+    marks: tuple[Mark, ...]
+    bounds: Mapping[str, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen
 class Scenario:
-    """One table."""
+    """A load, who bears it, and what is shown of it."""
 
     name: str
     load: Load
     sides: tuple[Side, ...]
-    marks: tuple[Mark, ...]
+    shown: tuple[Shown, ...]
 
 
 def scenarios() -> Iterator[Scenario]:
-    """The tables."""
+    """What is measured."""
     others = (AIOSQLITE, _normal(AIOSQLITE), AIOSQLITEPOOL, _normal(AIOSQLITEPOOL), TEN, _normal(TEN))
     yield Scenario(
-        "appends, 100 tasks",
+        "appends of 300 bytes, 100 tasks",
         Load(tasks=100, reads_of_ten=0),
         (OURS, OURS_NORMAL, AS_SERVED, JOURNAL, *others, AIOSQLITE_UVLOOP),
         (
-            Mark(OURS, JOURNAL, at_least=20),
-            Mark(OURS, AIOSQLITE, at_least=2),
-            Mark(OURS, _normal(AIOSQLITE), at_least=2),
-            Mark(OURS, AIOSQLITE_UVLOOP),
-            Mark(OURS, AIOSQLITEPOOL, at_least=10),
-            Mark(OURS, _normal(AIOSQLITEPOOL), at_least=10),
-            Mark(OURS, TEN),
-            Mark(OURS, _normal(TEN)),
-            *(Mark(OURS, other, "p99_ms", 1) for other in (JOURNAL, *others, AIOSQLITE_UVLOOP)),
+            Shown(
+                "rate",
+                (
+                    _mark(JOURNAL, 20),
+                    _mark(AIOSQLITE, 2),
+                    _mark(_normal(AIOSQLITE), 2),
+                    _mark(AIOSQLITE_UVLOOP),
+                    _mark(AIOSQLITEPOOL, 10),
+                    _mark(_normal(AIOSQLITEPOOL), 10),
+                    _mark(TEN),
+                    _mark(_normal(TEN)),
+                ),
+            ),
+            Shown("p99_ms", (*(_mark(other, 1) for other in (JOURNAL, *others)), _mark(AIOSQLITE_UVLOOP))),
         ),
     )
     yield Scenario(
         "reads of the last 20 turns, 50 tasks",
         Load(tasks=50, reads_of_ten=10),
-        (OURS, AS_SERVED, TEN, AIOSQLITE, AIOSQLITE_UVLOOP, AIOSQLITE_CURSORS, AIOSQLITEPOOL),
+        (OURS, AS_SERVED, TEN, AIOSQLITE_CURSORS, AIOSQLITE, AIOSQLITE_UVLOOP, AIOSQLITEPOOL),
         (
-            Mark(OURS, TEN, at_least=6),
-            Mark(OURS, AIOSQLITE, at_least=3),
-            Mark(OURS, AIOSQLITE_UVLOOP),
-            Mark(OURS, AIOSQLITE_CURSORS),
-            Mark(OURS, AIOSQLITEPOOL),
+            Shown(
+                "rate",
+                (
+                    _mark(TEN, 6),
+                    _mark(AIOSQLITE_CURSORS, 3),
+                    _mark(AIOSQLITE),
+                    _mark(AIOSQLITE_UVLOOP),
+                    _mark(AIOSQLITEPOOL),
+                ),
+            ),
         ),
     )
     yield Scenario(
@@ -135,51 +141,95 @@ def scenarios() -> Iterator[Scenario]:
         Load(tasks=50, reads_of_ten=8),
         (OURS, AS_SERVED, TEN, _normal(TEN), AIOSQLITE),
         (
-            Mark(OURS, TEN, at_least=6),
-            Mark(OURS, _normal(TEN)),
-            Mark(OURS, AIOSQLITE),
-            Mark(OURS, 5.0, "lag_p99_ms", 1),
+            Shown("rate", (_mark(TEN, 6), _mark(_normal(TEN)), _mark(AIOSQLITE))),
+            Shown("lag_p99_ms", (_mark("5 ms", 1),), {"5 ms": 5.0}),
         ),
     )
     yield Scenario(
         "a lone append",
         Load(tasks=1, reads_of_ten=0),
         (OURS, BARE, OURS_NORMAL, _normal(BARE)),
-        (Mark(OURS, BARE, "p50_ms", 1 / 1.5), Mark(OURS_NORMAL, _normal(BARE), "p50_ms", 1 / 1.5)),
+        (Shown("p50_ms", (_mark(BARE, 1 / 1.5), _mark(_normal(BARE), 1 / 1.5, OURS_NORMAL))),),
     )
     yield Scenario(
         "a lone read",
         Load(tasks=1, reads_of_ten=10),
         (OURS, BARE),
-        (Mark(OURS, BARE, "p50_ms", 1 / 1.2),),
+        (Shown("p50_ms", (_mark(BARE, 1 / 1.2),)),),
     )
 
 
-def measure(
+def run(
     scenario: Scenario, job: Job, *, path: Path, rounds: int, seconds: float
-) -> list[dict[Side, Figures]]:
-    """The sides take turns; what each did, by round. Raises `WrongResult`, `RuntimeError`."""
-    return [
-        {side: side.measure(job, scenario.load, path=path, seconds=seconds) for side in scenario.sides}
-        for _ in range(rounds)
-    ]
+) -> dict[Side, list[Figures]]:
+    """The figures of each round, by side. Raises `WrongResult`, `RuntimeError`."""
+    seen: dict[Side, list[Figures]] = {side: [] for side in scenario.sides}
+    for _ in range(rounds):
+        for side, figures in seen.items():
+            figures.append(side.measure(job, scenario.load, path=path, seconds=seconds))
+    return seen
 
 
-def lines(scenario: Scenario, rounds: Sequence[Mapping[Side, Figures]]) -> Iterator[str]:
-    """A Markdown table of the medians over the rounds, and the ratios."""
-    yield f"### {scenario.name}"
-    yield ""
-    yield "| | loop | `synchronous` | calls/s | p50, ms | p99, ms | loop lag p99, ms |"
-    yield "|---|---|---|---|---|---|---|"
-    for side in scenario.sides:
-        rate, *times = (
-            statistics.median(figures[side][key] for figures in rounds)
-            for key in ("rate", "p50_ms", "p99_ms", "lag_p99_ms")
+def rows(scenario: Scenario, seen: Mapping[Side, Sequence[Figures]], note: str = "") -> Iterator[Row]:
+    """Lines of the table."""
+    names = {str(side) for side in seen}
+    for shown in scenario.shown:
+        yield Row(
+            name=scenario.name,
+            unit=UNITS[shown.figure],
+            rounds={str(side): [each[shown.figure] for each in all_] for side, all_ in seen.items()},
+            more_is_better=shown.figure == "rate",
+            marks=tuple(
+                mark for mark in shown.marks if mark.ours in names and mark.other in {*names, *shown.bounds}
+            ),
+            bounds=shown.bounds,
+            extra={
+                str(side): {
+                    unit: statistics.median(each[key] for each in all_)
+                    for key, unit in UNITS.items()
+                    if key != shown.figure
+                }
+                for side, all_ in seen.items()
+            },
+            note=note,
         )
-        shown = " | ".join(f"{time:.2f}" for time in times)
-        yield f"| {side.name} | {side.loop} | {side.synchronous} | {rate:,.0f} | {shown} |"
-    yield ""
-    for mark in scenario.marks:
-        if mark.side in scenario.sides and (mark.other in scenario.sides or isinstance(mark.other, float)):
-            yield f"* {mark.line(rounds)}"
-    yield ""
+
+
+def measure(plan: BenchPlan, *, turns: int = TURNS) -> Iterator[Row]:
+    """See `tables.TABLES`."""
+    known = {str(side) for scenario in scenarios() for side in scenario.sides}
+    if unknown := set(plan.servers) - known:
+        raise TableError(f"no such side: {', '.join(sorted(unknown))}; there are {'; '.join(sorted(known))}")
+    note = (
+        "the file was in memory, where a commit waits for no disk"
+        if filesystem(plan.folder) in IN_MEMORY
+        else ""
+    )
+    with tempfile.TemporaryDirectory(dir=plan.folder, prefix="bench-storage-") as made:
+        job = Job.prepare(Path(made) / "template.db", turns)
+        path = Path(made) / "run.db"
+        for scenario in scenarios():
+            chosen = _only(scenario, plan.servers)
+            if plan.only not in scenario.name or not chosen.sides:
+                continue
+            try:
+                seen = run(chosen, job, path=path, rounds=plan.rounds, seconds=plan.seconds)
+            except (WrongResult, RuntimeError) as exc:
+                raise TableError(f"{scenario.name}: {exc}") from None
+            yield from rows(chosen, seen, note)
+
+
+def filesystem(folder: Path) -> str:
+    """The type of the file system that the folder is on; empty where the system does not say."""
+    resolved = folder.resolve()
+    mounts = [
+        (len(Path(part.mountpoint).parts), part.fstype)
+        for part in psutil.disk_partitions(all=True)
+        if resolved.is_relative_to(part.mountpoint)
+    ]
+    return max(mounts, default=(0, ""))[1]
+
+
+def _only(scenario: Scenario, names: Sequence[str]) -> Scenario:
+    sides = tuple(side for side in scenario.sides if not names or str(side) in names)
+    return attrs.evolve(scenario, sides=sides)

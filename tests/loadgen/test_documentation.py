@@ -24,7 +24,7 @@ def test_the_scenario_of_the_page_is_one(tmp_path: Path) -> None:
     assert script.send(Answer(error="overloaded", retry_after_s=2.0)) == Pause(2.0)
 
 
-@pytest.mark.parametrize("name", sorted(set(TABLES) - {"transport"}))
+@pytest.mark.parametrize("name", sorted(TABLES))
 def test_a_table_that_is_written_has_its_markers(name: str) -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert text.count(f"<!-- {name}: begin -->") == text.count(f"<!-- {name}: end -->") == 1

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from loadgen import cli
 from loadgen.cli import main
 from loadgen.tables import (
+    MAX_COLUMNS,
     TABLES,
     BenchPlan,
     Mark,
@@ -66,6 +67,33 @@ def test_the_documentation_says_what_where_and_what_is_missed() -> None:
     assert "* pings: why it is so" in text
 
 
+def test_a_ratio_without_a_mark_is_neither_enough_nor_missed() -> None:
+    only_to_know = row([10.0], [5.0], marks=(Mark("ours", "theirs"),))
+    assert "  ours / theirs: 0.50" in text_lines(only_to_know)
+    assert "| pings, us | 10.0 | 5.00 | ours / theirs: 0.50 |" in markdown(table(only_to_know))
+
+
+def test_many_servers_stand_below_each_other_with_all_their_figures() -> None:
+    others = [f"peer {n}" for n in range(MAX_COLUMNS)]
+    many = Row(
+        name="pings",
+        unit="us",
+        rounds={"ours": [10.0, 20.0, 10.0], **{name: [20.0, 20.0, 30.0] for name in others}},
+        marks=(Mark("ours", "peer 0", 1.5), Mark("ours", "peer 1", 2.5), Mark("ours", "25 us", 2.0)),
+        bounds={"25 us": 25.0},
+        extra={name: {"p99, ms": 7.0} for name in ("ours", *others)},
+        note="why it is so",
+    )
+    lines = markdown(table(many, attrs.evolve(many, unit="ms"))).splitlines()
+    assert "| pings | us | p99, ms | ratio (worst to best round), and mark |" in lines
+    assert "| pings | ms | p99, ms | ratio (worst to best round), and mark |" in lines
+    assert "| ours | 10.0 | 7.00 | ours / 25 us: 2.50 (1.25 to 2.50); 2 |" in lines
+    assert "| peer 0 | 20.0 | 7.00 | ours / peer 0: 2.00 (1.00 to 3.00); 1.5 |" in lines
+    assert "| peer 1 | 20.0 | 7.00 | ours / peer 1: 2.00 (1.00 to 3.00); 2.5: **missed** |" in lines
+    assert "| peer 2 | 20.0 | 7.00 |  |" in lines
+    assert lines.count("* pings: why it is so") == 1
+
+
 def test_the_documentation_is_written_between_its_markers(tmp_path: Path) -> None:
     file = tmp_path / "performance.md"
     file.write_text("before\n<!-- demo: begin -->\nold\n<!-- demo: end -->\nafter\n")
@@ -89,7 +117,7 @@ def test_a_ratio_that_fell_beyond_the_noise_is_a_regression(tmp_path: Path) -> N
     file = tmp_path / "baseline.json"
     save_baseline(table(row([10.0, 10.0], [20.0, 22.0])), file)
     stored = read_baseline(file)["demo"]
-    assert stored == {"pings": {"ours / theirs": {"ratio": 2.1, "spread": 0.2}}}
+    assert stored == {"pings, us": {"ours / theirs": {"ratio": 2.1, "spread": 0.2}}}
     (line,) = regressions(table(row([12.0], [20.0])), stored)
     assert "is 1.67 and was 2.10" in line
     # Within 15 in a hundred, or within what the rounds themselves differ by.
@@ -99,7 +127,7 @@ def test_a_ratio_that_fell_beyond_the_noise_is_a_regression(tmp_path: Path) -> N
 
 def test_a_baseline_knows_ratios_only_and_passes_over_new_rows() -> None:
     measured = table(row([10.0], [20.0]), row([10.0], [20.0], name="without marks", marks=()))
-    assert list(baseline_of(measured)) == ["pings"]
+    assert list(baseline_of(measured)) == ["pings, us"]
     assert list(regressions(measured, {})) == []
 
 
@@ -131,7 +159,13 @@ def test_a_row_that_there_is_not_is_an_error() -> None:
 
 def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = [row([10.0], [20.0])]
-    monkeypatch.setattr(cli, "measure", lambda _name, _plan, _command: table(*found))
+    plans: list[BenchPlan] = []
+
+    def measured(_name: str, plan: BenchPlan, _command: str) -> Table:
+        plans.append(plan)
+        return table(*found)
+
+    monkeypatch.setattr(cli, "measure", measured)
     baseline, kept = str(tmp_path / "baseline.json"), tmp_path / "kept"
 
     def bench(*args: str) -> tuple[int, str]:
@@ -143,7 +177,8 @@ def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tm
     stored = orjson.loads((kept / "demo.json").read_bytes())
     assert stored["rows"][0]["ratios"] == {"ours / theirs": 2.0}
     assert stored["rows"][0]["rounds"] == {"ours": [10.0], "theirs": [20.0]}
-    assert bench("--check", baseline)[0] == 0
+    assert bench("--check", baseline, "--folder", str(tmp_path))[0] == 0
+    assert plans[-1].folder == tmp_path
     found[0] = row([19.0], [20.0])
     code, output = bench("--check", baseline)
-    assert (code, "WORSE: pings" in output) == (1, True)
+    assert (code, "WORSE: pings, us: " in output) == (1, True)

@@ -1,9 +1,10 @@
-"""The comparison: every side runs and is verified, and ratios are those of the rounds."""
+"""The comparison: every side runs and is verified, and is told with its figures and ratios."""
 
 import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -12,7 +13,8 @@ from loadgen.storage import table
 from loadgen.storage.job import Job, Row, Session, WrongResult
 from loadgen.storage.load import Load
 from loadgen.storage.ours import ours
-from loadgen.storage.table import AIOSQLITE, OURS, Mark, Scenario, Side, lines, scenarios
+from loadgen.storage.table import AIOSQLITE, OURS, Scenario, Shown, Side, scenarios
+from loadgen.tables import BenchPlan, Mark, TableError
 
 SIDES = sorted({side for scenario in scenarios() for side in scenario.sides}, key=str)
 FAST = [side for side in SIDES if side.loop == "trio" and "journal" not in side.name]
@@ -77,43 +79,16 @@ def figures(rate: float, p99_ms: float = 1.0) -> dict[str, float]:
     return {"rate": rate, "p50_ms": 0.5, "p99_ms": p99_ms, "lag_p99_ms": 4.0}
 
 
-ROUNDS = [
-    {OURS: figures(300, 2), AIOSQLITE: figures(100, 3)},
-    # The whole machine was slow: no ratio says so.
-    {OURS: figures(30, 20), AIOSQLITE: figures(10, 10)},
-    {OURS: figures(200, 4), AIOSQLITE: figures(100, 8)},
-]
-
-
-@pytest.mark.parametrize(
-    ("mark", "said"),
-    [
-        (Mark(OURS, AIOSQLITE, at_least=3), "rate 3.00 (2.00 to 3.00), mark 3.00: ok"),
-        (Mark(OURS, AIOSQLITE, at_least=3.1), "rate 3.00 (2.00 to 3.00), mark 3.10: MISSED"),
-        (Mark(OURS, AIOSQLITE, "p99_ms", 1), "p99_ms 1.50 (0.50 to 2.00), mark 1.00: ok"),
-        (Mark(OURS, 5.0, "lag_p99_ms", 1), "ours, full / 5.0: lag_p99_ms 1.25 (1.25 to 1.25), mark 1.00: ok"),
-        (Mark(OURS, AIOSQLITE), "ours, full / aiosqlite, full: rate 3.00 (2.00 to 3.00)"),
-    ],
-)
-def test_a_ratio_is_the_median_of_the_rounds_own_and_above_one_in_our_favour(mark: Mark, said: str) -> None:
-    assert mark.line(ROUNDS).endswith(said)
-
-
-def test_a_table_shows_medians_and_only_ratios_of_what_was_measured() -> None:
-    scenario = Scenario(
-        "appends",
-        LOADS["appends"],
-        (OURS, AIOSQLITE),
-        (
-            Mark(OURS, AIOSQLITE, at_least=2),
-            Mark(OURS, table.JOURNAL, at_least=2),
-            Mark(OURS, 5.0, "lag_p99_ms"),
-        ),
-    )
-    told = list(lines(scenario, ROUNDS))
-    assert "| ours | trio | full | 200 | 0.50 | 4.00 | 4.00 |" in told
-    assert "| aiosqlite | asyncio | full | 100 | 0.50 | 8.00 | 4.00 |" in told
-    assert len([line for line in told if line.startswith("*")]) == 2
+def test_a_row_for_each_figure_with_only_the_ratios_of_what_was_measured() -> None:
+    bound = Shown("lag_p99_ms", (Mark(str(OURS), "5 ms", 1),), {"5 ms": 5.0})
+    marks = (Mark(str(OURS), str(AIOSQLITE), 2), Mark(str(OURS), str(table.JOURNAL), 2))
+    scenario = Scenario("appends", LOADS["appends"], (OURS, AIOSQLITE), (Shown("rate", marks), bound))
+    seen = {OURS: [figures(300, 2), figures(30, 20), figures(200, 4)], AIOSQLITE: [figures(100)] * 3}
+    rate, lag = table.rows(scenario, seen, "a note")
+    assert (rate.title, rate.value("ours, full"), rate.note) == ("appends, calls/s", 200, "a note")
+    assert [(mark.name, rate.ratio(mark)) for mark in rate.marks] == [("ours, full / aiosqlite, full", 2.0)]
+    assert rate.extra["ours, full"] == {"p50, ms": 0.5, "p99, ms": 4, "loop lag p99, ms": 4.0}
+    assert [(mark.name, lag.ratio(mark)) for mark in lag.marks] == [("ours, full / 5 ms", 1.25)]
 
 
 def test_sides_take_turns(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,20 +96,77 @@ def test_sides_take_turns(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def measured(side: Side, *_args: object, **_kwargs: object) -> dict[str, float]:
         order.append(side.name)
-        return figures(1)
+        return figures(len(order))
 
     monkeypatch.setattr(Side, "measure", measured)
     scenario = Scenario("appends", LOADS["appends"], (OURS, AIOSQLITE), ())
-    rounds = table.measure(scenario, job, path=tmp_path / "run.db", rounds=2, seconds=1)
+    seen = table.run(scenario, job, path=tmp_path / "run.db", rounds=2, seconds=1)
     assert order == ["ours", "aiosqlite"] * 2
-    assert [set(each) for each in rounds] == [{OURS, AIOSQLITE}] * 2
+    assert {side: [each["rate"] for each in all_] for side, all_ in seen.items()} == {
+        OURS: [1, 3],
+        AIOSQLITE: [2, 4],
+    }
 
 
 def test_marks_are_of_sides_that_are_measured() -> None:
     names = [scenario.name for scenario in scenarios()]
     assert len(set(names)) == len(names) == 5
     for scenario in scenarios():
-        assert len(set(scenario.sides)) == len(scenario.sides)
-        for mark in scenario.marks:
-            assert mark.side in scenario.sides
-            assert mark.other in scenario.sides or isinstance(mark.other, float)
+        sides = {str(side) for side in scenario.sides}
+        assert len(sides) == len(scenario.sides)
+        for shown in scenario.shown:
+            assert shown.figure in table.UNITS
+            for mark in shown.marks:
+                assert mark.ours in sides
+                assert mark.other in {*sides, *shown.bounds}
+
+
+def small(folder: Path, only: str = "lone read", **changes: Any) -> list[table.Row]:
+    plan = BenchPlan(rounds=1, seconds=0.1, only=only, folder=folder, **changes)
+    return list(table.measure(plan, turns=2000))
+
+
+def test_a_part_of_it_for_some_sides(tmp_path: Path) -> None:
+    (row,) = small(tmp_path, servers=(str(OURS), str(table.BARE)))
+    assert row.title == "a lone read, p50, ms"
+    assert list(row.rounds) == ["ours, full", "bare to_thread, full"]
+    assert row.ratio(row.marks[0]) > 0
+    # Nothing is left behind.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_side_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="no such side: postgres; there are aiosqlite"):
+        small(tmp_path, servers=("postgres",))
+
+
+@pytest.mark.parametrize("error", [WrongResult("1 of 2"), RuntimeError("not installed")])
+def test_a_run_that_fails_ends_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Side, "measure", fail)
+    with pytest.raises(TableError, match=f"a lone read: {error}"):
+        small(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "is_told"), [("tmpfs", True), ("ext4", False)])
+def test_a_folder_in_memory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_told: bool
+) -> None:
+    monkeypatch.setattr(table, "filesystem", lambda _folder: kind)
+    (row,) = small(tmp_path, servers=(str(OURS),))
+    assert ("in memory" in row.note) is is_told
+
+
+def test_the_file_system_is_that_of_the_innermost_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Part:
+        def __init__(self, mountpoint: str, fstype: str) -> None:
+            self.mountpoint, self.fstype = mountpoint, fstype
+
+    parts = [Part("/", "ext4"), Part("/no/such", "tmpfs"), Part("/no/such/disk", "xfs")]
+    monkeypatch.setattr(table.psutil, "disk_partitions", lambda all: parts)
+    found = [table.filesystem(Path(path)) for path in ("/no", "/no/such/x", "/no/such/disk/x")]
+    assert found == ["ext4", "tmpfs", "xfs"]
