@@ -3,6 +3,8 @@
 import ipaddress
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -51,8 +53,6 @@ def is_loopback(url: str) -> bool:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def main() -> None:
     """Load a server, and say what it did: honestly, or not at all."""
-    # Some tables run parts of the server in this process, and what those log is no part of a table.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 @main.command("list")
@@ -231,7 +231,8 @@ def bench_command(
         for name in names or TABLES:
             # Without the names of files: those are this machine's, not the table's.
             command = f"loadgen bench {name} --rounds {rounds} --seconds {seconds:g}"
-            table = measure(name, plan, command + (f" --only {shlex.quote(only)}" if only else ""))
+            with _logs_apart():
+                table = measure(name, plan, command + (f" --only {shlex.quote(only)}" if only else ""))
             for line in (line for row in table.rows for line in text_lines(row)):
                 click.echo(line)
             worse += _keep(table, folder, docs, save, check)
@@ -241,6 +242,17 @@ def bench_command(
         click.echo(f"WORSE: {line}")
     if worse:
         raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _logs_apart() -> Iterator[None]:
+    """Some tables run parts of the server in this process, and what those log is no part of a table."""
+    before = structlog.get_config()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _keep(

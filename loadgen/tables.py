@@ -182,20 +182,37 @@ def _side_by_side(table: Table, servers: Sequence[str]) -> Iterator[str]:
 
 
 def _row_by_row(table: Table) -> Iterator[str]:
-    for n, row in enumerate(table.rows):
-        others = list(dict.fromkeys(key for figures in row.extra.values() for key in figures))
+    """Rows of one name are of the same runs, so they share a table; each has its marks there."""
+    by_name: dict[str, list[Row]] = {}
+    for row in table.rows:
+        by_name.setdefault(row.name, []).append(row)
+    for n, (name, rows) in enumerate(by_name.items()):
+        first = rows[0]
+        others = list(dict.fromkeys(key for figures in first.extra.values() for key in figures))
         if n:
             yield ""
-        yield f"| {row.name} | {' | '.join([row.unit, *others])} | ratio (worst to best round), and mark |"
+        yield f"| {name} | {' | '.join([first.unit, *others])} | ratio (worst to best round), and mark |"
         yield f"|---|{'---|' * (1 + len(others))}---|"
-        for server in row.rounds:
-            figures = [row.value(server), *(row.extra[server][key] for key in others)]
+        for server in first.rounds:
+            figures = [first.value(server), *(first.extra[server][key] for key in others)]
             ratios = "; ".join(
-                f"{mark.name}: {_ratio(row, mark, with_extremes=True)}"
+                f"{label}{_ratio(row, mark, with_extremes=True)}"
+                for row in rows
                 for mark in row.marks
-                if server == (mark.other if mark.other in row.rounds else mark.ours)
+                if (label := _label(first, row, mark, server)) is not None
             )
             yield f"| {server} | {' | '.join(_number(figure) for figure in figures)} | {ratios} |"
+
+
+def _label(first: Row, row: Row, mark: Mark, server: str) -> str | None:
+    """What a ratio is called in the line of this server; `None` where it belongs to another line."""
+    if server != (mark.other if mark.other in row.rounds else mark.ours):
+        return None
+    figure = "" if row is first else f"{row.unit}: "
+    # Most ratios are of the first server to the one of the line.
+    ours = "" if mark.ours == next(iter(row.rounds)) else f"of {mark.ours}: "
+    other = "" if mark.other in row.rounds else f"to {mark.other}: "
+    return figure + ours + other
 
 
 def _ratio(row: Row, mark: Mark, *, with_extremes: bool = False) -> str:

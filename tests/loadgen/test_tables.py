@@ -6,6 +6,7 @@ from pathlib import Path
 import attrs
 import orjson
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from loadgen import cli
@@ -84,13 +85,22 @@ def test_many_servers_stand_below_each_other_with_all_their_figures() -> None:
         extra={name: {"p99, ms": 7.0} for name in ("ours", *others)},
         note="why it is so",
     )
-    lines = markdown(table(many, attrs.evolve(many, unit="ms"))).splitlines()
-    assert "| pings | us | p99, ms | ratio (worst to best round), and mark |" in lines
-    assert "| pings | ms | p99, ms | ratio (worst to best round), and mark |" in lines
-    assert "| ours | 10.0 | 7.00 | ours / 25 us: 2.50 (1.25 to 2.50); 2 |" in lines
-    assert "| peer 0 | 20.0 | 7.00 | ours / peer 0: 2.00 (1.00 to 3.00); 1.5 |" in lines
-    assert "| peer 1 | 20.0 | 7.00 | ours / peer 1: 2.00 (1.00 to 3.00); 2.5: **missed** |" in lines
-    assert "| peer 2 | 20.0 | 7.00 |  |" in lines
+    lag = attrs.evolve(
+        many, unit="lag, ms", bounds={"5 ms": 5.0}, marks=(Mark("ours", "5 ms", 1), Mark("peer 3", "peer 2"))
+    )
+    lines = markdown(table(many, lag, attrs.evolve(many, name="chats"))).splitlines()
+    assert [line for line in lines if line.endswith("| ratio (worst to best round), and mark |")] == [
+        "| pings | us | p99, ms | ratio (worst to best round), and mark |",
+        "| chats | us | p99, ms | ratio (worst to best round), and mark |",
+    ]
+    assert (
+        "| ours | 10.0 | 7.00 | to 25 us: 2.50 (1.25 to 2.50); 2; "
+        "lag, ms: to 5 ms: 0.50 (0.25 to 0.50); 1: **missed** |"
+    ) in lines
+    assert "| peer 0 | 20.0 | 7.00 | 2.00 (1.00 to 3.00); 1.5 |" in lines
+    assert "| peer 1 | 20.0 | 7.00 | 2.00 (1.00 to 3.00); 2.5: **missed** |" in lines
+    assert "| peer 2 | 20.0 | 7.00 | lag, ms: of peer 3: 1.00 (1.00 to 1.00) |" in lines
+    assert "| peer 3 | 20.0 | 7.00 |  |" in lines
     assert lines.count("* pings: why it is so") == 1
 
 
@@ -160,9 +170,11 @@ def test_a_row_that_there_is_not_is_an_error() -> None:
 def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = [row([10.0], [20.0])]
     plans: list[BenchPlan] = []
+    logging_before = structlog.get_config()
 
     def measured(_name: str, plan: BenchPlan, _command: str) -> Table:
         plans.append(plan)
+        structlog.get_logger().warning("of_a_database")
         return table(*found)
 
     monkeypatch.setattr(cli, "measure", measured)
@@ -170,10 +182,12 @@ def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tm
 
     def bench(*args: str) -> tuple[int, str]:
         done = CliRunner().invoke(main, ["bench", "transport", *args])
-        return done.exit_code, done.output
+        return done.exit_code, done.stdout
 
     code, output = bench("--save", baseline, "--json", str(kept))
     assert (code, "ours / theirs: 2.00 (mark 1.50) ok" in output) == (0, True)
+    assert "of_a_database" not in output
+    assert structlog.get_config() == logging_before
     stored = orjson.loads((kept / "demo.json").read_bytes())
     assert stored["rows"][0]["ratios"] == {"ours / theirs": 2.0}
     assert stored["rows"][0]["rounds"] == {"ours": [10.0], "theirs": [20.0]}
