@@ -1,9 +1,10 @@
-"""Our own server without its monitor and without counting calls: what those cost is the difference.
+"""Our own server, with the counting of calls switched off and on by SIGUSR2: what it costs is the difference.
 
 Everything else is as `persona serve --engine sansio` has it.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from functools import partial
@@ -19,16 +20,26 @@ from persona.metrics import MessageFigures, Metrics
 from persona.storage.pool import open_database
 
 
-class Uncounted(MessageFigures):
-    """Counts nothing."""
+class Switched(MessageFigures):
+    """Counts or does not. Nothing is asked when a call is counted, for that would cost, too."""
 
-    def count_answer(self, method: str, outcome: str, seconds: float) -> None:
-        """Does nothing."""
+    def switch(self, *_: object) -> None:
+        """From one to the other."""
+        if "count_answer" in self.__dict__:
+            del self.__dict__["count_answer"]
+        else:
+            self.__dict__["count_answer"] = _count_nothing
+
+
+def _count_nothing(method: str, outcome: str, seconds: float) -> None:
+    pass
 
 
 async def main(port: int, database_file: Path) -> None:
     """Serve until killed."""
     configure_logging("error", "json")
+    figures = Switched()
+    signal.signal(signal.SIGUSR2, figures.switch)
     flags = {"server.port": port, "server.engine": "sansio", "llm.backend": "scripted"}
     settings = load_settings(file=None, environ=os.environ, flags=flags).settings
     (listener,) = await open_listeners("127.0.0.1", port)
@@ -46,8 +57,7 @@ async def main(port: int, database_file: Path) -> None:
             settings,
             database=database,
             backend=backend,
-            metrics=Metrics(Uncounted()),
-            is_monitored=False,
+            metrics=Metrics(figures),
         ) as server,
     ):
         await server.serve(
