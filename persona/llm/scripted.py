@@ -6,7 +6,7 @@ It is honest about being one: `model` says `scripted`, and so does the persona w
 import hashlib
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Literal
 
@@ -29,11 +29,20 @@ class ScriptedBackend:
     `first_token_s` passes before the first delta, then come `tokens_per_s` deltas a second, each
     about a word; 0 means without delay. The times are set from the start of the generation, so a
     slow reader delays nothing that follows. `options.seed` goes before `seed`; temperature and
-    `top_p` mean nothing here.
+    `top_p` mean nothing here. `sleep_until` is how it waits: hundreds of streams sleep ten thousand times a
+    second.
     """
 
-    def __init__(self, *, seed: int, first_token_s: float, tokens_per_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        first_token_s: float,
+        tokens_per_s: float,
+        sleep_until: Callable[[float], Awaitable[None]] = trio.sleep_until,
+    ) -> None:
         self._seed = seed
+        self._sleep_until = sleep_until
         self._first_token_s = first_token_s
         self._tokens_per_s = tokens_per_s
 
@@ -77,10 +86,10 @@ class ScriptedBackend:
         first_at = trio.current_time() + self._first_token_s
         tokens = _TOKEN.findall(_cut_at(compose(messages, self._dice(messages, options)), options.stop))
         spoken = tokens[: max(options.max_tokens, 0)]
-        await trio.sleep_until(first_at)
+        await self._sleep_until(first_at)
         for number, token in enumerate(spoken):
             if self._tokens_per_s and number:
-                await trio.sleep_until(first_at + number / self._tokens_per_s)
+                await self._sleep_until(first_at + number / self._tokens_per_s)
             else:
                 await trio.lowlevel.checkpoint()
             yield Delta(token)

@@ -9,11 +9,13 @@ import structlog
 import trio
 
 from persona.errors import LLMUnavailable, SettingsError
+from persona.groups import ungrouped
 from persona.llm.backend import Backend
 from persona.llm.ollama import OllamaBackend
 from persona.llm.openai import OpenAIBackend
 from persona.llm.scripted import ScriptedBackend
 from persona.llm.upstream import new_client
+from persona.timeouts import Sleepers
 
 DEFAULT_OLLAMA_URL = "http://127.0.0.1:11434"
 PROBE_TIMEOUT_S = 1.0
@@ -60,7 +62,8 @@ async def open_backend(settings: LLMSettings) -> AsyncIterator[Backend]:
     named in the settings may come up later. Raises `SettingsError`.
     """
     if settings.backend == "scripted":
-        yield _scripted(settings)
+        async with _scripted(settings) as scripted:
+            yield scripted
         return
     async with new_client() as client:
         if settings.backend == "openai":
@@ -79,7 +82,8 @@ async def open_backend(settings: LLMSettings) -> AsyncIterator[Backend]:
         if settings.backend == "ollama" or await _answers(ollama):
             yield ollama
         else:
-            yield _scripted(settings)
+            async with _scripted(settings) as scripted:
+                yield scripted
 
 
 async def _answers(ollama: OllamaBackend) -> bool:
@@ -111,9 +115,16 @@ def _openai(client: httpx2.AsyncClient, settings: LLMSettings) -> OpenAIBackend:
     )
 
 
-def _scripted(settings: LLMSettings) -> ScriptedBackend:
-    return ScriptedBackend(
-        seed=settings.scripted_seed,
-        first_token_s=settings.scripted_first_token_s,
-        tokens_per_s=settings.scripted_tokens_per_s,
-    )
+@asynccontextmanager
+async def _scripted(settings: LLMSettings) -> AsyncIterator[ScriptedBackend]:
+    sleepers = Sleepers()
+    with ungrouped():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(sleepers.run)
+            yield ScriptedBackend(
+                seed=settings.scripted_seed,
+                first_token_s=settings.scripted_first_token_s,
+                tokens_per_s=settings.scripted_tokens_per_s,
+                sleep_until=sleepers.sleep_until,
+            )
+            nursery.cancel_scope.cancel()
