@@ -147,7 +147,6 @@ def assemble(
         backend=backend,
         personas=personas,
         scheduler=scheduler,
-        background=background,
         budget=budget,
         summaries=Summaries(
             database=database,

@@ -6,7 +6,7 @@ Times are `float` seconds since the epoch (UTC); `isoformat` turns one into the 
 import enum
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import attrs
 
@@ -116,6 +116,14 @@ class Turn:
     client_msg_id: str | None = None
     body_hash: bytes | None = None
     details: dict[str, Any] | None = None
+
+
+class Spoken(NamedTuple):
+    """What was said in a turn: all that a model is shown of it."""
+
+    id: int
+    role: Role
+    content: str
 
 
 @attrs.frozen(kw_only=True)

@@ -8,7 +8,7 @@ Pure functions. Rules:
   is told in a summary, where there is one: that is made of what users wrote, so it is theirs too.
 """
 
-import unicodedata
+import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ import msgspec
 
 from persona.errors import InvalidParams
 from persona.llm.backend import Message
-from persona.model import Persona, Turn
+from persona.model import Persona, Spoken
 
 MESSAGE_OVERHEAD_TOKENS = 4
 """What a chat template spends on marking one message and its role."""
@@ -49,6 +49,8 @@ LOVES = "You love: "
 LIKES = "You like: "
 DISLIKES = "You dislike: "
 
+# The categories Cc, Cs, Zl and Zp of Unicode, none of which will ever get another character.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 EARLIER = "(What was said before this, in short: {})"
 SUMMARISE = (
@@ -78,39 +80,51 @@ def estimate_tokens(text: str) -> int:
     each Chinese, Japanese or Korean character, two for every three Cyrillic or Greek letters,
     four for every three emoji.
     """
+    if text.isascii():  # Most texts are, and it is known of each without a look at its letters.
+        return -(-len(text) // 4)
     total = len(text.encode("utf-8", "replace"))
     ascii_only = len(text.encode("ascii", "ignore"))
     return -(-(3 * ascii_only + 4 * (total - ascii_only)) // 12)
 
 
-def build_messages(
-    persona: Persona,
-    state_words: str,
-    history: Sequence[Turn],
-    line: str,
-    *,
-    budget_tokens: int,
-    summary: str = "",
-) -> BuiltPrompt:
-    """The system message, the newest turns of `history` that fit, and `line` as a user message.
+@attrs.frozen(kw_only=True)
+class Frame:
+    """What a prompt has at its ends, whatever was said between: who the persona is, and the new line."""
 
-    `history` is oldest first, and `summary` tells of what was before it; `state_words` says how the
-    persona feels just now; `budget_tokens` is the context less what the answer may take. Turns without
-    content are left out, and so are assistant turns with nothing of the user's before them: many chat
-    templates refuse them.
-    Lines in a row, where an answer is missing, become one message.
-    Raises `InvalidParams` (field `message`) when there is no room for `line` at all.
+    system: Message
+    line: Message
+    budget_tokens: int
+
+    @property
+    def cost(self) -> int:
+        """In tokens."""
+        return _cost(self.system) + _cost(self.line)
+
+
+def frame(persona: Persona, state_words: str, line: str, *, budget_tokens: int) -> Frame:
+    """The system message, and `line` as a user message.
+
+    `state_words` says how the persona feels just now; `budget_tokens` is the context less what the answer
+    may take. Raises `InvalidParams` (field `message`) when there is no room for `line` at all.
     """
-    new = Message("user", line)
-    system = Message(
-        "system", system_text(persona, state_words, max_tokens=int(budget_tokens * MAX_SYSTEM_SHARE))
-    )
-    spent = _cost(system) + _cost(new)
-    if spent > budget_tokens:
-        room = max(budget_tokens - _cost(system) - MESSAGE_OVERHEAD_TOKENS, 0)
+    system = system_text(persona, state_words, max_tokens=int(budget_tokens * MAX_SYSTEM_SHARE))
+    framed = Frame(system=Message("system", system), line=Message("user", line), budget_tokens=budget_tokens)
+    if framed.cost > budget_tokens:
+        room = max(budget_tokens - _cost(framed.system) - MESSAGE_OVERHEAD_TOKENS, 0)
         raise InvalidParams(
             f"The message is too long: about {estimate_tokens(line)} tokens, and {room} fit.", field="message"
         )
+    return framed
+
+
+def build_messages(framed: Frame, history: Sequence[Spoken], *, summary: str = "") -> BuiltPrompt:
+    """The frame, and in it the newest turns of `history` that fit.
+
+    `history` is oldest first, and `summary` tells of what was before it. Turns without content are left out,
+    and so are assistant turns with nothing of the user's before them: many chat templates refuse them.
+    Lines in a row, where an answer is missing, become one message.
+    """
+    budget_tokens, spent = framed.budget_tokens, framed.cost
     earlier = Message("user", EARLIER.format(summary))
     has_summary = (
         bool(summary)
@@ -119,19 +133,21 @@ def build_messages(
     )
     if has_summary:
         spent += _cost(earlier)
-    spoken = [Message(turn.role, turn.content) for turn in history if turn.content.strip()]
+    spoken = [turn for turn in history if turn.content.strip()]
     chosen: list[Message] = []
-    for message in reversed(spoken):
-        if spent + _cost(message) > budget_tokens:
+    for turn in reversed(spoken):
+        message = Message(turn.role, turn.content)
+        cost = _cost(message)
+        if spent + cost > budget_tokens:
             break
         chosen.append(message)
-        spent += _cost(message)
+        spent += cost
     while chosen and chosen[-1].role == "assistant" and not has_summary:
         spent -= _cost(chosen.pop())
     before = (earlier,) if has_summary else ()
-    talk = _alternating((*before, *reversed(chosen), new))
+    talk = _alternating((*before, *reversed(chosen), framed.line))
     return BuiltPrompt(
-        messages=(system, *talk),
+        messages=(framed.system, *talk),
         turns_used=len(chosen),
         estimated_tokens=spent,
         turns_left_out=len(spoken) - len(chosen),
@@ -152,7 +168,7 @@ def cut_to_tokens(text: str, max_tokens: int) -> str:
 
 
 def summary_messages(
-    persona_name: str, summary: str, history: Sequence[Turn], *, budget_tokens: int
+    persona_name: str, summary: str, history: Sequence[Spoken], *, budget_tokens: int
 ) -> tuple[tuple[Message, ...], int]:
     """What a model is asked with for a summary of `summary` and the oldest turns of `history` that fit; and
     how many of the turns it covers."""
@@ -251,8 +267,7 @@ def _clean(text: str, max_chars: int) -> str:
     # Bounded first: an author's text may be long, and only its beginning matters. Twice the
     # length leaves room for the spaces that go.
     text = text[: 2 * max_chars]
-    kept = "".join(" " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
-    return " ".join(kept.split())[:max_chars].rstrip()
+    return " ".join(_CONTROLS.sub(" ", text).split())[:max_chars].rstrip()
 
 
 def _cost(message: Message) -> int:

@@ -7,6 +7,7 @@ that was cut after its first token is saved with what there is and marked with i
 be tried again.
 """
 
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -24,12 +25,11 @@ from persona.errors import (
     ShuttingDown,
 )
 from persona.llm.backend import Backend, Completed, Delta
-from persona.llm.prompt import BuiltPrompt, build_messages
+from persona.llm.prompt import BuiltPrompt, Frame, build_messages, frame
 from persona.log import internal_error
 from persona.metrics import Metrics
 from persona.model import InteractionState, NewTurn, Turn
 from persona.service import availability
-from persona.service.background import Background, Importance
 from persona.service.context import ContextBudget
 from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
@@ -37,7 +37,6 @@ from persona.service.sessions import RunningRequest
 from persona.service.summaries import Summaries
 from persona.service.turn import (
     WHOLE,
-    Context,
     Draft,
     Opening,
     TurnAnswer,
@@ -46,7 +45,7 @@ from persona.service.turn import (
     find_context,
     find_opening,
 )
-from persona.storage import turns
+from persona.storage import store, turns
 from persona.storage.pool import Database, write_shielded
 
 log = structlog.get_logger()
@@ -54,6 +53,10 @@ log = structlog.get_logger()
 MAX_ANSWER_BYTES = 256 * 1024
 """Where an answer is cut whatever the backend counts: a model that never stops must not fill
 the memory or the database."""
+
+
+BURST_DELTAS = 8
+"""Taken without letting anybody else run: half a millisecond. To stop after each costs as much as it does."""
 
 
 class Chat:
@@ -66,7 +69,6 @@ class Chat:
         backend: Backend,
         personas: Personas,
         scheduler: Scheduler,
-        background: Background,
         budget: ContextBudget,
         summaries: Summaries,
         metrics: Metrics,
@@ -77,7 +79,6 @@ class Chat:
         self._backend = backend
         self._personas = personas
         self._scheduler = scheduler
-        self._background = background
         self._metrics = metrics
         self._budget = budget
         self._summaries = summaries
@@ -138,9 +139,9 @@ class Chat:
                 return TurnAnswer.stored(opening.stored)
             availability.require_available(self._personas.state(request.persona), request.persona)
             # A line that no prompt can hold is refused before it waits for the model.
-            self._prompt(request, opening, Context(history=[]), draft)
+            framed = self._frame(request, opening, draft.budget_tokens)
             observer.started(opening.line)
-            failure = await self._attempt(request, opening, running, observer, draft)
+            failure = await self._attempt(request, opening, framed, running, observer, draft)
             running.settle()
             if failure is None:
                 return await self._save(request, opening, draft)
@@ -168,6 +169,7 @@ class Chat:
         self,
         request: TurnRequest,
         opening: Opening,
+        framed: Frame,
         running: RunningRequest,
         observer: TurnObserver,
         draft: Draft,
@@ -175,7 +177,7 @@ class Chat:
         """Generate into `draft`; what stopped it, if anything did."""
         try:
             with running.interruptible():
-                await self._generate(request, opening, observer, draft)
+                await self._generate(request, opening, framed, observer, draft)
         except LLMUnavailable as exc:
             draft.finish_reason = "error"
             return exc
@@ -198,12 +200,17 @@ class Chat:
         return None
 
     async def _generate(
-        self, request: TurnRequest, opening: Opening, observer: TurnObserver, draft: Draft
+        self,
+        request: TurnRequest,
+        opening: Opening,
+        framed: Frame,
+        observer: TurnObserver,
+        draft: Draft,
     ) -> None:
         async with self._scheduler.slot(request.party, observer.queued):
             # Not before: another branch may be chosen while it waits for the model.
             context, draft.spot = await self._database.read(lambda conn: find_context(conn, request, opening))
-            prompt = self._prompt(request, opening, context, draft)
+            prompt = build_messages(framed, context.history, summary=context.summary)
             draft.context, draft.prompt = context, prompt
             asked_at = trio.current_time()
             # One scope for the first token and for every silence after it: a model that stalls
@@ -218,21 +225,17 @@ class Chat:
                             break
                         # A model server may send a whole answer in one burst; its client's writer,
                         # and everybody else, must get their turn in between.
-                        await trio.lowlevel.checkpoint()
+                        if len(draft.deltas) % BURST_DELTAS == 0:
+                            await trio.lowlevel.checkpoint()
             if patience.cancelled_caught:
                 raise LLMUnavailable(
                     f"the model was silent for {self._first_token_timeout_s:g} s", retry_after_s=5.0
                 )
 
-    def _prompt(self, request: TurnRequest, opening: Opening, context: Context, draft: Draft) -> BuiltPrompt:
-        return build_messages(
-            request.persona,
-            availability.mood_words(self._personas.state(request.persona), request.persona),
-            context.history,
-            opening.line,
-            budget_tokens=draft.budget_tokens,
-            summary=context.summary,
-        )
+    def _frame(self, request: TurnRequest, opening: Opening, budget_tokens: int) -> Frame:
+        persona = request.persona
+        mood = availability.mood_words(self._personas.state(persona), persona)
+        return frame(persona, mood, opening.line, budget_tokens=budget_tokens)
 
     def _take(
         self, draft: Draft, event: Delta, request: TurnRequest, observer: TurnObserver, asked_at: float
@@ -269,8 +272,8 @@ class Chat:
         return await self._database.read(lambda conn: find_opening(conn, request))
 
     async def _save(self, request: TurnRequest, opening: Opening, draft: Draft) -> TurnAnswer:
-        """Put the user's line, if it is new, and the answer on disk together. The toll is taken first,
-        because the stored answer tells of it."""
+        """Put the user's line, if it is new, the answer, and how the persona is after it on disk together.
+        The toll is taken first, because the stored answer tells of it."""
         now = trio.current_time()
         processing_time_s = now - draft.started_at
         tokens_used = draft.tokens_used
@@ -301,11 +304,7 @@ class Chat:
             created_at=said_at - processing_time_s,
         )
         added = (line, answer) if opening.question is None else (answer,)
-        saved = await self._append(request, opening, draft, added)
-        persona_id = request.persona.id
-        self._background.submit(
-            "save_state", lambda: self._personas.save_state(persona_id), Importance.NORMAL
-        )
+        saved = await self._append(request, opening, draft, added, state)
         if draft.context is not None and draft.prompt is not None:
             name, history = request.persona.name, draft.context.history
             self._summaries.consider(request.conversation_id, name, history, draft.prompt)
@@ -315,16 +314,24 @@ class Chat:
         return TurnAnswer.stored(saved[-1])
 
     async def _append(
-        self, request: TurnRequest, opening: Opening, draft: Draft, added: tuple[NewTurn, ...]
+        self,
+        request: TurnRequest,
+        opening: Opening,
+        draft: Draft,
+        added: tuple[NewTurn, ...],
+        state: InteractionState,
     ) -> list[Turn]:
         supersedes = None if opening.cut is None else opening.cut.id
-        # Shielded, so that an answer is not lost because its client left while it was being written.
-        return await write_shielded(
-            self._database,
-            lambda conn: turns.append_turns(
+
+        def append(conn: sqlite3.Connection) -> list[Turn]:
+            saved = turns.append_turns(
                 conn, request.conversation_id, added, draft.spot, supersedes=supersedes
-            ),
-        )
+            )
+            store.save_state(conn, state)
+            return saved
+
+        # Shielded, so that an answer is not lost because its client left while it was being written.
+        return await write_shielded(self._database, append)
 
     async def _save_disconnected(self, request: TurnRequest, opening: Opening, draft: Draft) -> None:
         """Keep what was said before the connection ended; there is nobody left to tell if it fails."""

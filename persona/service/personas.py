@@ -127,7 +127,7 @@ class Personas:
     def record_turn(
         self, persona: Persona, *, line: str, tokens_used: int, processing_time_s: float
     ) -> InteractionState:
-        """Let a turn take its toll, in memory; `save_state` puts it on disk when there is time."""
+        """Let a turn take its toll, in memory; its caller puts it on disk, with the turn."""
         state = availability.after_turn(
             self.state(persona),
             persona,
@@ -139,12 +139,6 @@ class Personas:
         if persona.id in self._by_id:
             self._states[persona.id] = state
         return state
-
-    async def save_state(self, persona_id: str) -> None:
-        """Write the state as it is now; nothing when the persona is gone meanwhile."""
-        state = self._states.get(persona_id)
-        if state is not None:
-            await self._database.write(lambda conn: store.save_state(conn, state))
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[None]:

@@ -15,7 +15,7 @@ import trio
 from persona.errors import LLMUnavailable
 from persona.llm.backend import Backend, Delta, GenerateOptions
 from persona.llm.prompt import BuiltPrompt, cut_to_tokens, summary_messages, summary_room
-from persona.model import Turn
+from persona.model import Spoken
 from persona.service.background import Background, Importance
 from persona.service.context import ContextBudget
 from persona.service.scheduler import Scheduler
@@ -56,7 +56,7 @@ class Summaries:
         self._under_way: set[str] = set()
 
     def consider(
-        self, conversation_id: str, persona_name: str, history: Sequence[Turn], prompt: BuiltPrompt
+        self, conversation_id: str, persona_name: str, history: Sequence[Spoken], prompt: BuiltPrompt
     ) -> None:
         """Have a summary made if turns of `history` did not fit `prompt`. Never waits; a conversation has one
         under way at a time."""
@@ -88,7 +88,7 @@ class Summaries:
             self._under_way.discard(conversation_id)
 
     async def _ask(
-        self, persona_name: str, before: Summary | None, history: Sequence[Turn]
+        self, persona_name: str, before: Summary | None, history: Sequence[Spoken]
     ) -> Summary | None:
         """The summary that takes in `before` and what fits of `history`; `None` where that makes none."""
         budget_tokens = await self._budget.prompt_tokens(None, answer_tokens=SUMMARY_TOKENS)

@@ -15,7 +15,7 @@ import orjson
 from persona.errors import Conflict, InvalidParams, NotFound
 from persona.llm.backend import GenerateOptions
 from persona.llm.prompt import BuiltPrompt, estimate_tokens
-from persona.model import FinishReason, Persona, Turn
+from persona.model import FinishReason, Persona, Spoken, Turn
 from persona.storage import turns
 from persona.storage.summaries import after_summary
 from persona.storage.turns import Spot
@@ -124,7 +124,7 @@ class Opening:
 class Context:
     """What was said before the line, oldest first; `summary` tells of what was before that."""
 
-    history: list[Turn]
+    history: list[Spoken]
     summary: str = ""
 
 

@@ -4,7 +4,7 @@ import sqlite3
 
 import attrs
 
-from persona.model import Turn
+from persona.model import Spoken
 from persona.storage import turns
 
 NEWEST_SUMMARIES = """
@@ -43,7 +43,7 @@ def find_summary(conn: sqlite3.Connection, conversation_id: str, leaf_id: int | 
 
 def after_summary(
     conn: sqlite3.Connection, conversation_id: str, leaf_id: int | None, limit: int
-) -> tuple[Summary | None, list[Turn]]:
+) -> tuple[Summary | None, list[Spoken]]:
     """The newest summary on the branch that ends with `leaf_id`, and up to `limit` turns after it, the last
     ones, oldest first."""
     summary = find_summary(conn, conversation_id, leaf_id)

@@ -6,7 +6,7 @@ import trio.testing
 
 from persona.errors import LLMUnavailable
 from persona.llm.backend import Completed, Delta, GenerateOptions, Message
-from persona.llm.prompt import build_messages
+from persona.llm.prompt import frame
 from persona.llm.script import quote, read_character
 from persona.llm.scripted import ScriptedBackend
 from persona.model import Persona
@@ -21,7 +21,7 @@ ARIA = Persona(
     created_at=0,
     updated_at=0,
 )
-SYSTEM = build_messages(ARIA, "rested", (), "x", budget_tokens=4000).messages[0]
+SYSTEM = frame(ARIA, "rested", "x", budget_tokens=4000).system
 KIRA = Message("system", "You are Kira, a scholar.\nBe brief.")
 OPTIONS = GenerateOptions(max_tokens=500)
 

@@ -239,7 +239,6 @@ async def open_stage(
             backend=model,
             personas=personas,
             scheduler=scheduler,
-            background=background,
             budget=budget,
             summaries=summaries,
             metrics=metrics,

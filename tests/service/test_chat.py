@@ -26,6 +26,7 @@ from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, estimate_tokens
 from persona.service import chat as chat_module
 from persona.service.sessions import Place, RunningRequest
 from persona.service.turn import TurnAnswer
+from persona.storage import store
 from persona.storage.pool import SHIELDED_WRITE_TIMEOUT_S
 from tests.service.cuts import CUTS, cut_at_step, take_and_cut
 from tests.service.stage import Watcher, open_stage
@@ -70,16 +71,13 @@ async def test_the_models_own_figures_go_before_an_estimate(autojump_clock: Mock
         assert stage.model.options[0].max_tokens == 42
 
 
-async def test_the_state_is_saved_by_a_job_that_nobody_waits_for(autojump_clock: MockClock) -> None:
+async def test_how_the_persona_is_goes_to_disk_with_the_turn(autojump_clock: MockClock) -> None:
     async with open_stage() as stage:
-        await stage.say("Hello", await stage.begin())
-        assert stage.background.queued == 1
+        conversation_id = await stage.begin()
         writes = stage.database.statistics().writes
-        async with trio.open_nursery() as nursery:
-            await nursery.start(stage.background.run)
-            await stage.background.finish()
+        await stage.say("Hello", conversation_id)
         assert stage.database.statistics().writes == writes + 1
-        assert stage.metrics.value("background_failed_total", job="save_state") == 0
+        assert await stage.database.read(store.load_states) == [stage.personas.state(stage.aria)]
 
 
 # Cuts: what was said is kept under its reason, and a turn that said nothing leaves no trace.

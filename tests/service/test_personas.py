@@ -221,7 +221,7 @@ async def test_a_turn_tires_and_the_state_outlives_a_restart(autojump_clock: Moc
         assert tired.social_energy < rested.social_energy
         assert stage.personas.state(stage.aria) == tired
         assert (await reloaded(stage)).state(stage.aria) == rested
-        await stage.personas.save_state(stage.aria.id)
+        await stage.database.write(lambda conn: store.save_state(conn, tired))
         assert (await reloaded(stage)).state(stage.aria) == tired
         await trio.sleep(300)
         recovered = stage.personas.state(stage.aria)
@@ -239,12 +239,9 @@ async def test_who_rests_is_not_available_until_the_rest_is_over(autojump_clock:
         assert stage.personas.is_available(stage.aria)
 
 
-async def test_the_state_of_who_is_gone_is_neither_kept_nor_written(autojump_clock: MockClock) -> None:
+async def test_the_state_of_who_is_gone_is_not_kept(autojump_clock: MockClock) -> None:
     async with open_stage() as stage:
         aria = stage.aria
         await stage.personas.delete(aria)
         stage.personas.record_turn(aria, line="", tokens_used=10**6, processing_time_s=0)
-        writes = stage.database.statistics().writes
-        await stage.personas.save_state(aria.id)
-        assert stage.database.statistics().writes == writes
         assert stage.personas.is_available(attrs.evolve(aria))

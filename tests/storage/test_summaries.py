@@ -16,7 +16,7 @@ from persona.storage.summaries import (
 )
 from persona.storage.turns import Spot
 from tests.storage.test_store import conversation, line
-from tests.storage.test_turns import beside, open_memory, say
+from tests.storage.test_turns import beside, open_memory, say, spoken
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def test_the_newest_on_the_branch_counts(conn: sqlite3.Connection) -> None:
 
 def test_what_comes_after_it(conn: sqlite3.Connection) -> None:
     said = [say(conn, f"t{number}") for number in range(6)]
-    assert after_summary(conn, "c1", said[5].id, 4) == (None, said[2:])
+    assert after_summary(conn, "c1", said[5].id, 4) == (None, spoken(said[2:]))
     summary = sum_up(conn, said[1].id, "so far")
-    assert after_summary(conn, "c1", said[5].id, 10) == (summary, said[2:])
-    assert after_summary(conn, "c1", said[5].id, 2) == (summary, said[4:])
+    assert after_summary(conn, "c1", said[5].id, 10) == (summary, spoken(said[2:]))
+    assert after_summary(conn, "c1", said[5].id, 2) == (summary, spoken(said[4:]))
 
 
 def test_one_at_the_same_turn_takes_the_place_of_the_last(conn: sqlite3.Connection) -> None:

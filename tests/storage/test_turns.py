@@ -2,7 +2,8 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona.errors import Conflict, NotFound
-from persona.model import Conversation, NewTurn, Siblings, Turn
+from persona.model import Conversation, NewTurn, Siblings, Spoken, Turn
 from persona.storage import schema, store, turns
 from persona.storage.seed import ARIA_ID
 from persona.storage.turns import Spot
@@ -42,6 +43,10 @@ def say(conn: sqlite3.Connection, content: str, spot: Spot | None = None) -> Tur
 def beside(conn: sqlite3.Connection, turn: Turn, content: str) -> Turn:
     """A sibling, which becomes current."""
     return say(conn, content, Spot(parent_id=turn.parent_id, seen_leaf_id=turns.current_leaf(conn, "c1")))
+
+
+def spoken(said: Iterable[Turn]) -> list[Spoken]:
+    return [Spoken(turn.id, turn.role, turn.content) for turn in said]
 
 
 def current(conn: sqlite3.Connection, id_: str = "c1") -> list[str]:
@@ -83,8 +88,8 @@ def test_turns_follow_each_other(conn: sqlite3.Connection) -> None:
         Siblings(index=1, count=1, previous_id=None, next_id=None)
     }
     assert (page.has_more, page.current_turn_id) == (False, second[0].id)
-    assert turns.branch(conn, second[0].id, 20) == first + second
-    assert turns.branch(conn, second[0].id, 2) == [first[1], second[0]]
+    assert turns.branch(conn, second[0].id, 20) == spoken(first + second)
+    assert turns.branch(conn, second[0].id, 2) == spoken([first[1], second[0]])
     assert turns.branch(conn, None, 20) == []
     updated = store.get_conversation(conn, "c1")
     assert updated == conversation("c1", updated_at=30.0, turn_count=3)
@@ -370,6 +375,16 @@ def fill(conn: sqlite3.Connection, conversations: int, total: int) -> None:
         new = NewTurn(role="user", speaker_id="a", content="x" * 300, created_at=n, client_msg_id=f"m{n}")
         turns.append_turns(conn, f"d{n % conversations}", [new])
     conn.execute("COMMIT")
+
+
+@given(contents=st.lists(st.text(), max_size=4))
+def test_a_branch_says_what_was_said_to_the_letter(contents: list[str]) -> None:
+    with closing(open_memory()) as conn:
+        store.create_conversation(conn, conversation("c1"))
+        for content in ["\x00'\\\"\n\u2028", *contents]:
+            say(conn, content)
+        found = turns.branch(conn, turns.current_leaf(conn, "c1"), 10)
+    assert [each.content for each in found][1:] == contents
 
 
 def test_a_long_conversation_is_no_slower_to_read_at_its_end(conn: sqlite3.Connection) -> None:
