@@ -2,6 +2,7 @@
 the server adds to one, and to the first token of many."""
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
 from loadgen.bench import Scenario, rows
 from loadgen.driver import Driver
@@ -10,6 +11,7 @@ from loadgen.requests import chat, stream
 from loadgen.results import figures_of, measured
 from loadgen.scenario import Scenario as Load
 from loadgen.scenario import Stage
+from loadgen.script import Call, Script, User
 from loadgen.servers import OURS, ServerProcess
 from loadgen.tables import BenchPlan, Row
 from loadgen.wire import WrongAnswer
@@ -29,6 +31,7 @@ STEADY = {
 }
 """A small local model that has a slot for everybody."""
 WARM_UP_S = 0.5
+TALK_TURNS = 10
 STREAMS = 200
 STREAM_S = 1.05
 """About how long one is: fifty tokens, or what the script says in fewer."""
@@ -67,18 +70,33 @@ def chats(connections: int) -> Callable[[ServerProcess, float], dict[str, float]
     return measure_chats
 
 
-def lone_chat(server: ServerProcess, seconds: float) -> dict[str, float]:
-    """One client that chats as fast as it is answered: with a model that takes no time, what is left is the
-    server's own."""
-    load = Load(
-        name="lone chat",
-        summary="",
-        stages=(Stage(seconds=WARM_UP_S + seconds, connections=1),),
-        request=chat,
-        warm_up_s=WARM_UP_S,
-    )
-    figures = load_figures(server, load)
-    return {"ms": figures["response.p50_ms"], "p99_ms": figures["response.p99_ms"]}
+def talks(user: User) -> Script:
+    """Conversations of `TALK_TURNS`, one after the other."""
+    for n in count():
+        if n and n % TALK_TURNS == 0:
+            yield Call("session.clear")
+        yield chat(user, n)
+
+
+def lone_chat(user: Callable[[User], Script] | None) -> Callable[[ServerProcess, float], dict[str, float]]:
+    """One client that chats as fast as it is answered, as `user` does or in one conversation: with a model
+    that takes no time, what is left is the server's own, and the disk's."""
+
+    def measure_chat(server: ServerProcess, seconds: float) -> dict[str, float]:
+        load = Load(
+            name="lone chat",
+            summary="",
+            stages=(Stage(seconds=WARM_UP_S + seconds, connections=1),),
+            request=None if user else chat,
+            user=user,
+            warm_up_s=WARM_UP_S,
+        )
+        figures = load_figures(server, load)
+        if figures["errors"]:
+            raise WrongAnswer(f"{figures['errors']:.0f} of the chats were refused")
+        return {"ms": figures["persona.chat.p50_ms"], "p99_ms": figures["persona.chat.p99_ms"]}
+
+    return measure_chat
 
 
 def first_tokens(server: ServerProcess, seconds: float) -> dict[str, float]:
@@ -119,11 +137,19 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
     yield from rows(lines, plan)
     own_time = (
         Scenario(
-            "persona.chat of one client, median",
+            f"persona.chat of one client, conversations of {TALK_TURNS} lines, median",
             OURS,
             "ms",
-            lone_chat,
+            lone_chat(talks),
             tuple((name, "2 ms", 1.0) for name in OURS),
+            settings=INSTANT,
+        ),
+        Scenario(
+            "the same, one conversation of hundreds of lines",
+            OURS,
+            "ms",
+            lone_chat(None),
+            (),
             settings=INSTANT,
         ),
         Scenario(

@@ -21,7 +21,7 @@ def come_and_go(user: User) -> Script:
 
 SCENARIO = Scenario(
     name="soak",
-    summary="100 users who come and go: slopes of memory, descriptors and threads",
+    summary="100 users who come and go: slopes of memory, descriptors, threads and tasks",
     stages=(Stage(seconds=600, connections=100),),
     user=come_and_go,
     warm_up_s=30,
@@ -32,5 +32,6 @@ SCENARIO = Scenario(
         Threshold("server.memory_mb_per_minute", at_most=2),
         Threshold("server.descriptors_per_minute", at_most=5),
         Threshold("server.threads_per_minute", at_most=1),
+        Threshold("server.tasks_per_minute", at_most=5),
     ),
 )

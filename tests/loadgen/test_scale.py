@@ -1,10 +1,13 @@
 """The generator against the fastest peer, made small."""
 
 import importlib.util
+from itertools import islice
+from random import Random
 
 import pytest
 
 from loadgen import chatbench, scale
+from loadgen.script import Call, User
 from loadgen.tables import BenchPlan
 
 pytestmark = pytest.mark.slow
@@ -23,6 +26,18 @@ def test_the_rate_that_is_asked_for_is_reached(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_chats_are_measured_by_number_of_clients() -> None:
-    rows = list(chatbench.measure(BenchPlan(rounds=1, seconds=0.5, servers=("sansio",), only=" 10 ")))
+    rows = list(chatbench.measure(BenchPlan(rounds=1, seconds=0.5, servers=("sansio",), only=", 10 ")))
     assert [row.name for row in rows] == ["persona.chat, 10 connections, closed loop"]
+    assert rows[0].value("sansio") > 0
+
+
+def test_one_client_begins_a_conversation_every_so_often() -> None:
+    user = User(0, Random(0), "nonce")
+    methods = [command.method for command in islice(chatbench.talks(user), 23) if isinstance(command, Call)]
+    chats = ["persona.chat"] * chatbench.TALK_TURNS
+    assert methods == [*chats, "session.clear", *chats, "session.clear", "persona.chat"]
+    rows = list(
+        chatbench.measure(BenchPlan(rounds=1, seconds=0.5, servers=("sansio",), only="of one client"))
+    )
+    assert [row.unit for row in rows] == ["ms"]
     assert rows[0].value("sansio") > 0
