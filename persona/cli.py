@@ -129,9 +129,11 @@ def serve(config_file: Path | None, **options: Any) -> None:
     _configure_logging(loaded)
     import trio
 
+    from persona import garbage
     from persona.app import run_server
     from persona.transport.tokens import TokenSource
 
+    garbage.make_rare()
     tokens = TokenSource(
         fingerprint=functools.partial(fingerprint, settings_file(config_file, os.environ)),
         load=lambda: _load(config_file, options).settings.auth.tokens,

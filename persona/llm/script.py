@@ -8,6 +8,7 @@ it says so.
 import random
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import attrs
 
@@ -32,6 +33,8 @@ class Character:
     dislikes: tuple[str, ...] = ()
 
 
+# Every line of a talk comes with the same system message, but for the mood.
+@lru_cache(maxsize=64)
 def read_character(system: str) -> Character:
     """The character a system message describes; what it does not say is left empty."""
     parts: dict[str, str] = {}

@@ -19,6 +19,8 @@ from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, estimate_tokens
 from persona.llm.script import compose
 
 MODEL = "scripted"
+BURST_TOKENS = 8
+"""Without delay, so many are said before anybody else has a turn."""
 # A word with the space before it, as models make tokens; a "word" without end is cut.
 _TOKEN = re.compile(r"\s*\S{1,24}|\s+$")
 
@@ -90,7 +92,7 @@ class ScriptedBackend:
         for number, token in enumerate(spoken):
             if self._tokens_per_s and number:
                 await self._sleep_until(first_at + number / self._tokens_per_s)
-            else:
+            elif number % BURST_TOKENS == 0:
                 await trio.lowlevel.checkpoint()
             yield Delta(token)
         yield Completed(
