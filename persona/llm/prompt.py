@@ -10,6 +10,7 @@ Pure functions. Rules:
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -266,7 +267,12 @@ def _clean(text: str, max_chars: int) -> str:
     """One line without control characters, at most `max_chars` long."""
     # Bounded first: an author's text may be long, and only its beginning matters. Twice the
     # length leaves room for the spaces that go.
-    text = text[: 2 * max_chars]
+    return _cleaned(text[: 2 * max_chars], max_chars)
+
+
+# The same few texts, those of the personas that are talked to, turn for turn.
+@lru_cache(maxsize=256)
+def _cleaned(text: str, max_chars: int) -> str:
     return " ".join(_CONTROLS.sub(" ", text).split())[:max_chars].rstrip()
 
 
