@@ -27,6 +27,8 @@ TABLES = {
 
 MAX_COLUMNS = 6
 """With more servers than that, a row is a table of its own, with the servers below each other."""
+TIMES = ("us", "ms")
+"""How the unit of a time ends."""
 NOISE_FLOOR = 0.15
 """A ratio may be off by this share of the stored one, however alike the rounds were."""
 
@@ -222,7 +224,7 @@ def _ratio(row: Row, mark: Mark, *, with_extremes: bool = False) -> str:
         text += f" ({worst:.2f} to {best:.2f})"
     if mark.at_least is not None:
         missed = ": **missed**" if row.is_missed(mark) else ""
-        text += f"; {mark.at_least:.3g}{missed}" if with_extremes else f" ({mark.at_least:g}{missed})"
+        text += f"; {mark.at_least:.3g}{missed}" if with_extremes else f" ({mark.at_least:.3g}{missed})"
     return text
 
 
@@ -242,14 +244,19 @@ def write_docs(table: Table, file: Path) -> None:
 
 
 def baseline_of(table: Table) -> dict[str, dict[str, dict[str, float]]]:
-    """Ratios, and how far the rounds were apart: what is stored. Not times: those are the machine's."""
+    """Ratios, and how far the rounds were apart: what is stored. Not times, nor ratios to a time that nobody
+    measured: those are the machine's."""
+    kept = [
+        (row, [mark for mark in row.marks if mark.other in row.rounds or not row.unit.endswith(TIMES)])
+        for row in table.rows
+    ]
     return {
         row.title: {
             mark.name: {"ratio": round(row.ratio(mark), 4), "spread": round(row.spread(mark), 4)}
-            for mark in row.marks
+            for mark in marks
         }
-        for row in table.rows
-        if row.marks
+        for row, marks in kept
+        if marks
     }
 
 

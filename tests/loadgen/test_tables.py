@@ -9,8 +9,9 @@ import pytest
 import structlog
 from click.testing import CliRunner
 
-from loadgen import cli
+from loadgen import bench, cli, tables
 from loadgen.cli import main
+from loadgen.storage.table import UNITS, scenarios
 from loadgen.tables import (
     MAX_COLUMNS,
     TABLES,
@@ -139,6 +140,25 @@ def test_a_baseline_knows_ratios_only_and_passes_over_new_rows() -> None:
     measured = table(row([10.0], [20.0]), row([10.0], [20.0], name="without marks", marks=()))
     assert list(baseline_of(measured)) == ["pings, us"]
     assert list(regressions(measured, {})) == []
+
+
+@pytest.mark.parametrize(("unit", "is_kept"), [("us", False), ("lag p99, ms", False), ("kB", True)])
+def test_a_baseline_has_no_ratio_to_a_time_that_nobody_measured(unit: str, is_kept: bool) -> None:
+    bound = row([10.0], [20.0], unit=unit, bounds={"30": 30.0}, marks=(Mark("ours", "30", 1),))
+    assert bool(baseline_of(table(bound))) is is_kept
+
+
+def test_the_stored_baseline_is_of_rows_that_there_are() -> None:
+    stored = read_baseline(Path(tables.__file__).parent / "baseline.json")
+    assert set(stored) == {"transport", "storage"}
+    transport = {f"{line.name}, {line.unit}" for line in bench.scenarios()}
+    assert set(stored["transport"]) == transport
+    assert set(stored["storage"]) <= {
+        f"{scenario.name}, {UNITS[shown.figure]}" for scenario in scenarios() for shown in scenario.shown
+    }
+    assert all(
+        ratio["ratio"] > 0 for rows in stored.values() for each in rows.values() for ratio in each.values()
+    )
 
 
 def test_other_tables_baselines_stay(tmp_path: Path) -> None:
