@@ -129,24 +129,23 @@ def serve(config_file: Path | None, **options: Any) -> None:
     _configure_logging(loaded)
     import trio
 
-    from persona import garbage
     from persona.app import run_server
+    from persona.garbage import rarely_collected
     from persona.transport.tokens import TokenSource
 
-    garbage.make_rare()
     tokens = TokenSource(
         fingerprint=functools.partial(fingerprint, settings_file(config_file, os.environ)),
         load=lambda: _load(config_file, options).settings.auth.tokens,
     )
-    # echo flushes, so a program that waits for this line behind a pipe gets it at once.
-    trio.run(
-        functools.partial(
-            run_server,
-            loaded.settings,
-            on_listening=lambda url: click.echo(f"listening on {url}"),
-            tokens=tokens,
-        )
+    server = functools.partial(
+        run_server,
+        loaded.settings,
+        # echo flushes, so a program that waits for this line behind a pipe gets it at once.
+        on_listening=lambda url: click.echo(f"listening on {url}"),
+        tokens=tokens,
     )
+    with rarely_collected():
+        trio.run(server)
 
 
 _say = click.option("--say", metavar="TEXT", help="Say one line, print the answer, and stop.")

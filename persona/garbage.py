@@ -6,15 +6,24 @@ streams under way that was most of the 95th percentile of the time to a first to
 """
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 THRESHOLDS = (20_000, 20, 50)
 """For `gc.set_threshold`. What may lie around meanwhile is a few megabytes: cycles come from exceptions with
 their tracebacks, and few of the objects are in any."""
 
 
-def make_rare() -> None:
-    """Collect seldom, and never what is there by now: modules, classes and functions stay anyway. For a
-    process that is the server's own."""
+@contextmanager
+def rarely_collected() -> Iterator[None]:
+    """Meanwhile, collect seldom, and never what is there by now: modules, classes and functions stay anyway.
+    It holds for the whole process, so this is for one that is the server's own."""
+    before = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

@@ -4,36 +4,49 @@ import gc
 import subprocess
 import sys
 
-from persona.garbage import THRESHOLDS
+import pytest
+
+from persona.garbage import THRESHOLDS, rarely_collected
 
 LOOK = """
 import gc
-import click.testing
 import trio
 from persona import cli
 
 def look(*_args):
-    print("thresholds", *gc.get_threshold(), "frozen", gc.get_freeze_count())
+    print(gc.get_threshold(), gc.get_freeze_count())
 
 trio.run = look
-cli.main(["serve", "--db", "never-opened.db"], standalone_mode=False)
+try:
+    cli.main({arguments!r}, standalone_mode=False)
+finally:
+    look()
 """
 
 
-def test_a_server_collects_seldom_and_not_what_was_there_before_it() -> None:
+def look(*arguments: str) -> list[str]:
+    code = LOOK.format(arguments=list(arguments))
     done = subprocess.run(
-        [sys.executable, "-c", LOOK], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    words = done.stdout.split()
-    assert words[:5] == ["thresholds", *map(str, THRESHOLDS), "frozen"]
-    assert int(words[5]) > 10_000
+    return done.stdout.split("\n")[:2]
+
+
+def test_a_server_collects_seldom_and_not_what_was_there_before_it() -> None:
+    during, after = look("serve", "--db", "never-opened.db")
+    assert during.startswith(f"{THRESHOLDS}")
+    assert int(during.split()[-1]) > 10_000
+    assert after == f"{gc.get_threshold()} 0"
 
 
 def test_a_client_program_is_left_as_it_is() -> None:
-    look = LOOK.replace('"serve", "--db", "never-opened.db"', '"chat", "--say", "Hello"')
-    done = subprocess.run(
-        [sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=60
-    )
-    words = done.stdout.split()
-    assert words[1:4] == [*map(str, gc.get_threshold())]
-    assert words[4:] == ["frozen", "0"]
+    during, after = look("chat", "--say", "Hello")
+    assert during == after == f"{gc.get_threshold()} 0"
+
+
+def test_what_was_set_is_set_back_also_after_a_failure() -> None:
+    before = (gc.get_threshold(), gc.get_freeze_count())
+    with pytest.raises(KeyError), rarely_collected():
+        assert gc.get_threshold() == THRESHOLDS
+        raise KeyError
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
