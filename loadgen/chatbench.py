@@ -51,21 +51,31 @@ def load_figures(server: ServerProcess, load: Load, *, timeout_s: float = 60.0) 
     return dict(figures_of(document))
 
 
-def chats(connections: int) -> Callable[[ServerProcess, float], dict[str, float]]:
-    """So many clients that chat as fast as they are answered."""
+def chats(
+    connections: int, user: Callable[[User], Script] | None = None
+) -> Callable[[ServerProcess, float], dict[str, float]]:
+    """So many clients that chat as fast as they are answered, as `user` does, or each in one conversation.
+
+    With one client, and a model that takes no time, what is left is the server's own, and the disk's.
+    """
 
     def measure_chats(server: ServerProcess, seconds: float) -> dict[str, float]:
         load = Load(
             name="chats",
             summary="",
             stages=(Stage(seconds=WARM_UP_S + seconds, connections=connections),),
-            request=chat,
+            request=None if user else chat,
+            user=user,
             warm_up_s=WARM_UP_S,
         )
         figures = load_figures(server, load)
         if figures["errors"]:
             raise WrongAnswer(f"{figures['errors']:.0f} of the chats were refused")
-        return {"turns/s": figures["rate"], "p99_ms": figures["response.p99_ms"]}
+        return {
+            "turns/s": figures["rate"],
+            "ms": figures["persona.chat.p50_ms"],
+            "p99_ms": figures["persona.chat.p99_ms"],
+        }
 
     return measure_chats
 
@@ -76,27 +86,6 @@ def talks(user: User) -> Script:
         if n and n % TALK_TURNS == 0:
             yield Call("session.clear")
         yield chat(user, n)
-
-
-def lone_chat(user: Callable[[User], Script] | None) -> Callable[[ServerProcess, float], dict[str, float]]:
-    """One client that chats as fast as it is answered, as `user` does or in one conversation: with a model
-    that takes no time, what is left is the server's own, and the disk's."""
-
-    def measure_chat(server: ServerProcess, seconds: float) -> dict[str, float]:
-        load = Load(
-            name="lone chat",
-            summary="",
-            stages=(Stage(seconds=WARM_UP_S + seconds, connections=1),),
-            request=None if user else chat,
-            user=user,
-            warm_up_s=WARM_UP_S,
-        )
-        figures = load_figures(server, load)
-        if figures["errors"]:
-            raise WrongAnswer(f"{figures['errors']:.0f} of the chats were refused")
-        return {"ms": figures["persona.chat.p50_ms"], "p99_ms": figures["persona.chat.p99_ms"]}
-
-    return measure_chat
 
 
 def first_tokens(server: ServerProcess, seconds: float) -> dict[str, float]:
@@ -140,7 +129,7 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
             f"persona.chat of one client, conversations of {TALK_TURNS} lines, median",
             OURS,
             "ms",
-            lone_chat(talks),
+            chats(1, talks),
             tuple((name, "2 ms", 1.0) for name in OURS),
             settings=INSTANT,
         ),
@@ -148,7 +137,7 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
             "the same, one conversation of hundreds of lines",
             OURS,
             "ms",
-            lone_chat(None),
+            chats(1),
             (),
             settings=INSTANT,
         ),
