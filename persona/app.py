@@ -63,13 +63,11 @@ async def open_server(
     resident_bytes: Callable[[], int] | None = None,
     tokens: TokenSource | None = None,
     metrics: Metrics | None = None,
-    is_monitored: bool = True,
     takes_signals: bool = False,
 ) -> AsyncIterator[Server]:
     """Assemble a server over an open database and backend, with its services running.
 
-    `takes_signals` is for the main thread of a process that is the server's own. Without `is_monitored`
-    nothing watches memory or raises alerts: what that saves can be measured so, and is little.
+    `takes_signals` is for the main thread of a process that is the server's own.
     """
     with noting_births() as births, ungrouped():
         server = assemble(
@@ -86,9 +84,8 @@ async def open_server(
             await root.start(server.background.run, name="background")
             await root.start(server.retention.run, name="retention")
             await root.start(server.scheduler.run, name="scheduler")
-            if is_monitored:
-                await root.start(server.monitor.run, name="monitor")
-                await root.start(server.model_watch.run, name="model watch")
+            await root.start(server.monitor.run, name="monitor")
+            await root.start(server.model_watch.run, name="model watch")
             await root.start(server.listener.keepalive.run, name="keepalive")
             await root.start(server.pace.run, name="pace")
             if tokens is not None:

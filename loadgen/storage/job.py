@@ -25,8 +25,8 @@ READ = """
     WHERE conversation_id = :conversation ORDER BY parent_id DESC LIMIT :limit
 """
 """What a model is shown of a conversation's last turns, in the plainest way to them: where nothing has
-branched, a turn's parent is the turn before. The server itself walks up a branch and takes the whole turn;
-what that costs is measured apart ("with all the server does")."""
+branched, a turn's parent is the turn before. The server itself walks up a branch; what that costs is measured
+apart ("with all the server does")."""
 CONTENT = 2
 """The content's place in a row of `READ`."""
 BUSY_TIMEOUT_S = 60.0

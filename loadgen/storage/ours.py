@@ -37,7 +37,7 @@ class Ours:
 @attrs.frozen
 class AsServed:
     """What the server calls: an append also moves the conversation's time, counts its turns and finds the
-    turn's parent; a read makes objects of its rows."""
+    turn's parent; a read walks up a branch."""
 
     _database: Database
 

@@ -291,14 +291,11 @@ class Writer(Lane):
         for call in self._calls(ends_at):
             try:
                 call.result = call.fn(conn)
-            except sqlite3.Error as exc:
+            except Exception as exc:
                 _drop_frames(exc)
-                if self._is_everybodys(exc, conn):
+                if isinstance(exc, sqlite3.Error) and self._is_everybodys(exc, conn):
                     raise
-                return False
-            except Exception as exc:  # noqa: BLE001 - it happens again where it is told
-                _drop_frames(exc)
-                return False
+                return False  # it happens again where it is told
         return True
 
     def _run_apart(self, conn: sqlite3.Connection, ends_at: float) -> None:

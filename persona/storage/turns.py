@@ -65,7 +65,7 @@ _TURNS_OF_PATH = """
         AND turns.parent_id IS path.parent_id AND turns.id = path.id
 """
 # One row for all of it: before each row Python lets go of the interpreter, and to get it back from a busy
-# event loop may take milliseconds. That made 300 of them of two hundred rows, and makes 6 of this one.
+# event loop may take milliseconds. That made 300 of them of two hundred whole turns, and makes 6 of this one.
 BRANCH = f"""
     {_PATH}
     SELECT json_group_array(json_array(turns.id, turns.role, turns.content)) {_TURNS_OF_PATH}
