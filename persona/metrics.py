@@ -68,11 +68,17 @@ class Distribution:
 class MethodCounts(Distribution):
     """One method's calls: how long they took, and what became of them."""
 
-    __slots__ = ("outcomes",)
+    __slots__ = ("failures",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.outcomes: dict[str, int] = defaultdict(int)
+        self.failures: dict[str, int] = defaultdict(int)
+        """By outcome; all others came out "ok"."""
+
+    def outcomes(self) -> dict[str, int]:
+        """How many came to what; only what came up."""
+        succeeded = self.count - sum(self.failures.values())
+        return {"ok": succeeded, **self.failures} if succeeded else dict(self.failures)
 
 
 class MessageFigures(Collector):
@@ -86,7 +92,8 @@ class MessageFigures(Collector):
     def count_answer(self, method: str, outcome: str, seconds: float) -> None:
         """Count a call of `method` that ended so and took so long."""
         counts = self._methods[method]
-        counts.outcomes[outcome] += 1
+        if outcome != "ok":
+            counts.failures[outcome] += 1
         # `observe`, without the price of a call.
         counts.buckets[bisect_left(SECONDS, seconds)] += 1
         counts.total += seconds
@@ -103,7 +110,7 @@ class MessageFigures(Collector):
         return {
             (method, outcome): count
             for method, counts in self._methods.items()
-            for outcome, count in counts.outcomes.items()
+            for outcome, count in counts.outcomes().items()
         }
 
     def seconds(self) -> Mapping[str, Distribution]:

@@ -11,6 +11,8 @@
   in the model's queue, its upstream HTTP connection.
 """
 
+from collections.abc import Sequence
+
 import attrs
 import structlog
 import trio
@@ -143,6 +145,15 @@ class Connection:
     def offer(self, frame: Frame) -> bool:
         """Send a frame to the client, or queue it; `False` when it is leaving, or too slow, which ends
         the connection."""
+        if (
+            not (self._is_writing or self._is_corked or self.is_leaving)
+            and self._nursery is not None
+            and self._engine.sends_at_once
+        ):
+            # Nothing waits, so there is nothing to queue behind.
+            if not self._send((frame if isinstance(frame, bytes) else frame.encode(),)):
+                self._wake_writer(self._nursery)
+            return True
         if self._outbox.offer(frame):
             self._flush()
             return True
@@ -186,15 +197,16 @@ class Connection:
                 return
             self.last_heard_at = trio.current_time()
             self._metrics.messages.received += len(messages)
-            self._is_corked = True
+            self._is_corked = len(messages) > 1
             try:
                 for data in messages:
                     if not self._take(data, nursery):
                         return
             finally:
-                self._is_corked = False
-                self._flush()
-            if self._outbox.is_half_full:
+                if self._is_corked:
+                    self._is_corked = False
+                    self._flush()
+            if self._is_writing and self._outbox.is_half_full:
                 await self._let_catch_up()
 
     async def _let_catch_up(self) -> None:
@@ -269,20 +281,26 @@ class Connection:
             return
         engine, outbox = self._engine, self._outbox
         is_waiting = bool(outbox) or engine.has_unsent
-        if is_waiting and engine.sends_at_once:
-            try:
-                while is_waiting and engine.send_nowait(outbox.take(WRITE_BYTES)):
-                    is_waiting = bool(outbox)
-            except PeerGone as exc:
-                self.cut(Goodbye(1000, "", exc.cause))
-                return
+        if engine.sends_at_once:
+            while is_waiting and self._send(outbox.take(WRITE_BYTES)):
+                is_waiting = bool(outbox)
         if is_waiting:
             self._wake_writer(self._nursery)
         elif outbox.is_closed:
             # `finish` was called, or the outbox overflowed and `cut` did the rest.
             self.cut(self.goodbye)
 
+    def _send(self, messages: Sequence[bytes]) -> bool:
+        """Whether all of it was taken."""
+        try:
+            return self._engine.send_nowait(messages)
+        except PeerGone as exc:
+            self.cut(Goodbye(1000, "", exc.cause))
+            return False
+
     def _wake_writer(self, nursery: trio.Nursery) -> None:
+        if self.is_leaving:
+            return
         self._is_writing = True
         if self._resting is None:
             nursery.start_soon(self._write)

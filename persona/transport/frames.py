@@ -17,21 +17,20 @@ _IS_MASKED = 0x80
 def payload_span(data: bytes | bytearray, start: int) -> tuple[int, int] | None:
     """Where the payload of the frame at `start` begins and where it will end, which may lie beyond what is
     there; `None` when the header is not all there."""
-    there = len(data) - start
-    if there < 2:
+    there = len(data)
+    if there < start + 2:
         return None
-    second_byte = data[start + 1]
-    length = second_byte & 0x7F
-    size = 2 if length < 126 else 4 if length == 126 else 10
-    if second_byte & _IS_MASKED:
-        size += 4
-    if there < size:
+    length = data[start + 1]
+    body = start + 2
+    if length >= _IS_MASKED:
+        length -= _IS_MASKED
+        body += 4
+    if length < 126:
+        return (body, body + length) if body <= there else None
+    body += 2 if length == 126 else 8
+    if body > there:
         return None
-    if length == 126:
-        (length,) = struct.unpack_from("!H", data, start + 2)
-    elif length == 127:
-        (length,) = struct.unpack_from("!Q", data, start + 2)
-    body = start + size
+    (length,) = struct.unpack_from("!H" if length == 126 else "!Q", data, start + 2)
     return body, body + length
 
 

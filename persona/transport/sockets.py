@@ -128,10 +128,11 @@ class SocketStream(trio.abc.HalfCloseableStream):
         size = READ_BYTES if max_bytes is None else max_bytes
         if size < 1:
             raise ValueError("max_bytes must be at least 1")
-        if self._may_read or self._fd < 0:
+        if self._may_read:
             # Before the read: what was read must not be lost to a cancellation.
             await trio.lowlevel.checkpoint()
-        while (data := self._recv(size)) is None:
+        # To close is told like data, once and for all.
+        while not self._may_read or (data := self._recv(size)) is None:
             if self._reader is not None:
                 raise trio.BusyResourceError("another task is receiving")
             self._reader = trio.lowlevel.current_task()
@@ -139,9 +140,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
         return data
 
     def _recv(self, size: int) -> bytes | None:
-        self._check_open()
-        if not self._may_read:
-            return None
+        if self._fd < 0:
+            self._check_open()
         try:
             data = self._socket.recv(size)
         except BlockingIOError:
@@ -149,8 +149,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             return None
         except OSError as exc:
             raise trio.BrokenResourceError(f"the connection broke: {exc.strerror}") from exc
-        if len(data) < size and not self._has_ended:
-            self._may_read = False
+        self._may_read = len(data) == size or self._has_ended
         return data
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:

@@ -82,6 +82,37 @@ class PlayedEngine:
         await trio.lowlevel.checkpoint()
 
 
+class QuickEngine(PlayedEngine):
+    """Sends at once, as long as there is `room` for so many messages more."""
+
+    sends_at_once = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 1000
+        self.writes: list[int] = []
+        """Messages in each."""
+        self._unsent: list[bytes] = []
+
+    @property
+    def has_unsent(self) -> bool:  # type: ignore[override]
+        return bool(self._unsent)
+
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
+        if self.send_fails is not None:
+            raise self.send_fails
+        self.writes.append(len(messages))
+        waiting = [*self._unsent, *messages]
+        taken, self._unsent = waiting[: self.room], waiting[self.room :]
+        self.room -= len(taken)
+        self.sent.extend(map(json.loads, taken))
+        return not self._unsent
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        waiting, self._unsent = [*self._unsent, *messages], []
+        await super().send(waiting)
+
+
 @attrs.define
 class Played:
     engine: PlayedEngine
@@ -110,9 +141,9 @@ class Played:
         self.say(PeerGone(1000))
 
 
-def play(**limits: Any) -> Played:
+def play(engine: PlayedEngine | None = None, **limits: Any) -> Played:
     settings = LimitSettings(**{"rate_limit_per_minute": 0, "ping_interval_s": 0, **limits})
-    methods, metrics, engine = Methods(), Metrics(), PlayedEngine()
+    methods, metrics, engine = Methods(), Metrics(), engine or PlayedEngine()
     connection = Connection(
         engine,
         Sessions().open(Identity()),
@@ -260,6 +291,46 @@ async def test_a_client_that_does_not_read_is_cut_by_messages(autojump_clock: Mo
         assert not played.connection.offer(b"2")
     assert trio.current_time() == 0
     assert played.goodbye == Goodbye(1013, "too slow to read", "slow_consumer")
+
+
+async def test_what_nothing_waits_before_is_written_at_once_and_the_rest_in_turn() -> None:
+    played = play(engine := QuickEngine())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await wait_all_tasks_blocked()
+        engine.room = 1
+        for number in range(4):
+            assert played.connection.offer(b"%d" % number)
+            assert engine.sent == [0]
+        # The engine holds what it has taken, and only what came after it is queued.
+        assert (engine.has_unsent, played.connection.pending_bytes) == (True, 2)
+        await wait_all_tasks_blocked()
+        assert (engine.sent, played.connection.pending_bytes) == ([0, 1, 2, 3], 0)
+        engine.room = 1
+        assert played.connection.offer(b"4")
+        assert engine.sent == [0, 1, 2, 3, 4]
+        played.hang_up()
+
+
+async def test_answers_to_what_came_together_are_written_together() -> None:
+    played = play(engine := QuickEngine())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        played.say(Read(["{"] * 3), "{")
+        await wait_all_tasks_blocked()
+        played.hang_up()
+    assert engine.writes == [3, 1]
+
+
+async def test_a_write_at_once_that_fails_ends_it_under_the_engines_cause() -> None:
+    played = play(engine := QuickEngine())
+    engine.send_fails = PeerGone(1006)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(played.run)
+        await wait_all_tasks_blocked()
+        played.connection.offer(b"1")
+    assert played.goodbye is not None
+    assert played.goodbye.cause == PeerGone(1006).cause
 
 
 @pytest.mark.parametrize("cause", ["write_deadline", "lost"])
