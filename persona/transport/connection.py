@@ -94,10 +94,8 @@ class Connection:
         self._nursery: trio.Nursery | None = None
         # Whether the reader is in the middle of what one read brought: its answers go out together.
         self._is_corked = False
-        # Whether the writer task has the socket; who it is while it rests; whether it may, or has to go.
+        # Whether there is a writer task, which then has the socket.
         self._is_writing = False
-        self._resting: trio.lowlevel.Task | None = None
-        self._may_rest = True
         # Whether a ping is under way.
         self._is_asked = False
         # Set for the reader when the client has taken enough to be read from again.
@@ -152,7 +150,7 @@ class Connection:
         ):
             # Nothing waits, so there is nothing to queue behind.
             if not self._send((frame if isinstance(frame, bytes) else frame.encode(),)):
-                self._wake_writer(self._nursery)
+                self._start_writer(self._nursery)
             return True
         if self._outbox.offer(frame):
             self._flush()
@@ -178,9 +176,6 @@ class Connection:
         """Ping the client, unless it still has to answer; one that does not in time is cut."""
         if self._nursery is None or self.is_leaving:
             return
-        if self._resting is not None:
-            self._may_rest = False
-            self._wake_writer(self._nursery)
         if not self._is_asked:
             self._is_asked = True
             self._nursery.start_soon(self._ping)
@@ -285,7 +280,7 @@ class Connection:
             while is_waiting and self._send(outbox.take(WRITE_BYTES)):
                 is_waiting = bool(outbox)
         if is_waiting:
-            self._wake_writer(self._nursery)
+            self._start_writer(self._nursery)
         elif outbox.is_closed:
             # `finish` was called, or the outbox overflowed and `cut` did the rest.
             self.cut(self.goodbye)
@@ -298,43 +293,26 @@ class Connection:
             self.cut(Goodbye(1000, "", exc.cause))
             return False
 
-    def _wake_writer(self, nursery: trio.Nursery) -> None:
-        if self.is_leaving:
-            return
-        self._is_writing = True
-        if self._resting is None:
+    def _start_writer(self, nursery: trio.Nursery) -> None:
+        if not self.is_leaving:
+            self._is_writing = True
             nursery.start_soon(self._write)
-        else:
-            writer, self._resting = self._resting, None
-            trio.lowlevel.reschedule(writer)
 
     async def _write(self) -> None:
-        """Send until nothing waits, then rest. To wake a writer costs half of what it costs to start one,
-        but one that rests takes 6 kB: so `ask`, which comes now and then, sends it away."""
+        """Send until nothing waits."""
         engine, outbox = self._engine, self._outbox
-        while True:
-            while outbox or engine.has_unsent:
-                messages = outbox.take(WRITE_BYTES)
-                if self._caught_up is not None and not outbox.is_half_full:
-                    self._caught_up.set()
-                try:
-                    await engine.send(messages)
-                except PeerGone as exc:
-                    self.cut(Goodbye(1000, "", exc.cause))
-                    return
-            self._is_writing = False
-            if outbox.is_closed:
-                self.cut(self.goodbye)
+        while outbox or engine.has_unsent:
+            messages = outbox.take(WRITE_BYTES)
+            if self._caught_up is not None and not outbox.is_half_full:
+                self._caught_up.set()
+            try:
+                await engine.send(messages)
+            except PeerGone as exc:
+                self.cut(Goodbye(1000, "", exc.cause))
                 return
-            if not self._may_rest:
-                self._may_rest = True
-                return
-            self._resting = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._end_rest)
-
-    def _end_rest(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._resting = None
-        return trio.lowlevel.Abort.SUCCEEDED
+        self._is_writing = False
+        if outbox.is_closed:
+            self.cut(self.goodbye)
 
     async def _ping(self) -> None:
         try:

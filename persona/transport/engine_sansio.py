@@ -16,7 +16,7 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from persona.transport.closing import LINGER_BYTES, TooSlow, close_frame, linger, send_within
+from persona.transport.closing import LINGER_BYTES, close_frame, linger
 from persona.transport.engine import (
     BadMessage,
     EngineOptions,
@@ -26,50 +26,29 @@ from persona.transport.engine import (
     binary,
     brings_no_message,
     flooded,
-    nobody,
     too_big,
 )
-from persona.transport.frames import is_whole_text, payload_span, text_header, unmasked
+from persona.transport.frames import is_whole_text, payload_span, unmasked
 from persona.transport.handshake import RequestHead, plain_request
 from persona.transport.ratelimit import TokenBucket
-from persona.transport.sockets import READ_BYTES, SocketStream
+from persona.transport.sending import SendingHalf, TextFramer
+from persona.transport.sockets import READ_BYTES
 
 PARSE_BYTES = 4096
 """Parsed at a time. A read may bring ten thousand of the smallest frames, and everybody else would wait
 for all of them; 4 KiB hold at most 700."""
 MAX_CONTROL_BYTES = 125
 """The RFC's bound for the payload of a control frame."""
-MAX_PONG_BYTES = 64 * 1024
-"""Pongs that wait to be sent. Whoever pings faster than it reads goes without some, as the RFC allows."""
 
 
-class TextFramer:
-    """Makes frames of text messages. A message that is sent to many, one after the other, is framed once."""
-
-    def __init__(self) -> None:
-        self._message: bytes | None = None
-        self._frame = b""
-
-    def frame(self, message: bytes) -> bytes:
-        """The whole frame around `message`."""
-        if message is not self._message:
-            self._message, self._frame = message, text_header(len(message)) + message
-        return self._frame
-
-
-class SansioEngine:
+class SansioEngine(SendingHalf):
     """`websockets`' protocol behind the `Engine` interface."""
 
     def __init__(
         self, stream: trio.abc.Stream, surplus: bytes, framer: TextFramer, options: EngineOptions
     ) -> None:
-        self.on_unsent = nobody
-        self._stream = stream
-        self._socket = stream if isinstance(stream, SocketStream) else None
-        self.sends_at_once = self._socket is not None
-        self._framer = framer
+        super().__init__(stream, framer, options.write_deadline_s)
         self._max_bytes = options.max_message_bytes
-        self._write_deadline_s = options.write_deadline_s
         # It would count a control frame between fragments as a part of their message.
         self._protocol = ServerProtocol(state=State.OPEN, max_size=None)
         self._control = TokenBucket(
@@ -85,21 +64,9 @@ class SansioEngine:
         self._fragments: list[bytes] = []
         self._declared_bytes = 0
         """Of the message that the protocol reads, by the headers of its frames."""
-        self._unsent = b""
-        self._send_ended: trio.Event | None = None
-        """There while a `send` is under way."""
         self._ending: PeerGone | BadMessage | None = None
         """What `receive` raises once it has given the messages before it."""
-        self._farewell: bytes | None = None
-        """The answer to the peer's close frame."""
-        self._is_cut_off = False
-        self._lost = ""
-        """Why the connection was given up, if it was."""
         self._ping: trio.Event | None = None
-
-    @property
-    def has_unsent(self) -> bool:
-        return bool(self._unsent)
 
     async def receive(self) -> Sequence[str]:
         while self._ending is None:
@@ -110,9 +77,7 @@ class SansioEngine:
             messages = self._parse_some()
             if messages:
                 return messages
-        if self._farewell is not None and self._send_ended is not None:
-            # Who has said goodbye gets the frame that is under way to its end, and an answer after it.
-            await self._send_ended.wait()
+        await self._let_send_end()
         raise self._ending
 
     async def _read(self, max_bytes: int) -> int:
@@ -195,7 +160,7 @@ class SansioEngine:
                 raise PeerGone(protocol.close_rcvd.code)
             raise bad_text() if isinstance(protocol.parser_exc, UnicodeDecodeError) else bad_framing()
         if answers := protocol.data_to_send():
-            self._keep(b"".join(answers))
+            self._keep_pong(b"".join(answers))
         return start + len(piece)
 
     def _take(self, frame: Frame, messages: list[str]) -> None:
@@ -219,63 +184,9 @@ class SansioEngine:
             received = self._protocol.close_rcvd
             raise PeerGone(1005 if received is None else received.code)
 
-    def _keep(self, pongs: bytes) -> None:
-        if len(self._unsent) < MAX_PONG_BYTES:
-            self._unsent += pongs
-            self.on_unsent()
-
-    async def send(self, messages: Sequence[bytes]) -> None:
-        if self._farewell is not None and self._ending is not None:
-            # Nothing new is begun; what is left of a frame goes with the answer.
-            raise self._ending
-        # Not to take what is unsent only to lose it: the writer may be cut before it begins.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        data, self._unsent = self._unsent + self._framed(messages), b""
-        self._send_ended = trio.Event()
-        try:
-            await send_within(self._stream, data, self._write_deadline_s)
-        except TooSlow:
-            # The reason first: the reader wakes on a closed stream.
-            self._lost = "write_deadline"
-            self._is_cut_off = True
-            await trio.aclose_forcefully(self._stream)
-            raise PeerGone(1006, self._lost) from None
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._is_cut_off = True
-            raise PeerGone(1006) from None
-        except BaseException:
-            self._is_cut_off = True
-            raise
-        finally:
-            self._send_ended.set()
-            self._send_ended = None
-
-    def send_nowait(self, messages: Sequence[bytes]) -> bool:
-        assert self._socket is not None
-        data = self._framed(messages)
-        if self._unsent:
-            data = self._unsent + data
-        try:
-            sent = self._socket.send_nowait(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._is_cut_off = True
-            raise PeerGone(1006) from None
-        self._unsent = data[sent:]
-        return not self._unsent
-
-    def _framed(self, messages: Sequence[bytes]) -> bytes:
-        if len(messages) == 1:
-            return self._framer.frame(messages[0])
-        parts = []
-        for message in messages:
-            parts.append(text_header(len(message)))
-            parts.append(message)
-        return b"".join(parts)
-
     async def ping(self) -> None:
         self._ping = trio.Event()
-        self._unsent += Frame(Opcode.PING, b"").serialize(mask=False)
-        self.on_unsent()
+        self._keep(Frame(Opcode.PING, b"").serialize(mask=False))
         await self._ping.wait()
 
     async def aclose(self, code: int, reason: str) -> None:

@@ -2,17 +2,18 @@
 
 trio-websocket owns a reader task, reads and answers frames out of sight, and drops the connection
 without a word where it meets broken ones. So it is not given the stream itself but a `LentStream`: that
-one looks at each frame's header first, and when trio-websocket closes it, the socket stays open for the
-close frame that the peer should have had.
+one looks at each frame's header first, hands what trio-websocket has to say to the engine, which sends it
+among its messages, and when trio-websocket closes it, the socket stays open for the close frame that the
+peer should have had.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
-from persona.transport.closing import LINGER_BYTES, TooSlow, close_frame, say_goodbye, send_within
+from persona.transport.closing import LINGER_BYTES, close_frame, say_goodbye
 from persona.transport.engine import (
     BadMessage,
     EngineOptions,
@@ -20,11 +21,10 @@ from persona.transport.engine import (
     bad_framing,
     bad_text,
     binary,
-    nobody,
 )
 from persona.transport.framescan import FrameScanner
 from persona.transport.handshake import RequestHead, plain_request
-from persona.transport.sockets import SocketStream
+from persona.transport.sending import SendingHalf, TextFramer
 
 RECEIVE_BUFFER_BYTES = 64 * 1024
 """trio-websocket reads 4 KiB at a time by default: many system calls for one large message."""
@@ -32,6 +32,7 @@ MESSAGE_QUEUE = 1
 """While a message waits here trio-websocket reads nothing, pongs neither; ours is emptied at once."""
 
 _FIN_CLOSE = 0x88
+_FIN_PONG = 0x8A
 _OUR_MISTAKE = {1002: bad_framing, 1007: bad_text}
 """Codes that trio-websocket finds but does not tell the peer."""
 
@@ -46,11 +47,8 @@ class LentStream(trio.abc.HalfCloseableStream):
         request: bytes,
         surplus: bytes,
         scanner: FrameScanner,
-        write_deadline_s: float,
     ) -> None:
         self._stream = stream
-        self._write_deadline_s = write_deadline_s
-        self._socket = stream if isinstance(stream, SocketStream) else None
         self._replay = request
         self._surplus = surplus
         self._scanner = scanner
@@ -61,18 +59,11 @@ class LentStream(trio.abc.HalfCloseableStream):
         self._is_done = False
         # There while somebody waits for that.
         self._done: trio.Event | None = None
+        self.on_frame: Callable[[bytes], None] | None = None
+        """Takes what trio-websocket sends; without it that goes to `stream`."""
+        self._unsent = b""
         self.has_ended = False
         """Whether the peer's end was seen, or the stream broke."""
-        self.is_cut_off = False
-        """Whether a send was cut, so that half a frame may be on the wire."""
-        self.is_too_slow = False
-        """Whether that was because the peer did not take it."""
-        self.sent_close = False
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether nothing can be sent to the peer any more."""
-        return self.is_cut_off or self.has_ended
 
     async def wait_done(self) -> None:
         """Wait until trio-websocket has closed this, or cannot use it any more."""
@@ -95,26 +86,22 @@ class LentStream(trio.abc.HalfCloseableStream):
         if opened is not None:
             opened.set()
 
-    def limit(self, size_bytes: int) -> None:
-        """Let only so much more in, then feign the end: a closing handshake needs one small frame."""
-        self._left_bytes = size_bytes
+    def take_leave(self, unsent: bytes) -> None:
+        """From now on trio-websocket has the word, after what is `unsent`. Only so much more is let in as a
+        closing handshake may take, which needs one small frame; then the end is feigned."""
+        self._left_bytes = LINGER_BYTES
+        self._unsent = unsent
+        self.on_frame = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         # trio-websocket sends a frame at a time, and has come here through a checkpoint: its lock.
-        self.sent_close = self.sent_close or data[0] == _FIN_CLOSE
+        if self.on_frame is not None:
+            self.on_frame(bytes(data))
+            return
+        data, self._unsent = self._unsent + data, b""
         try:
-            sent = 0 if self._socket is None else self._socket.send_nowait(data)
-            if sent < len(data):
-                # A deadline costs more than all of this; only what the kernel does not take needs one.
-                await send_within(self._stream, memoryview(data)[sent:], self._write_deadline_s)
-        except TooSlow:
-            # The reason first: the reader wakes on a closed stream.
-            self.is_cut_off = self.is_too_slow = True
-            self._finish()
-            await trio.aclose_forcefully(self._stream)
-            raise
+            await self._stream.send_all(data)
         except BaseException:
-            self.is_cut_off = True
             self._finish()
             raise
 
@@ -161,7 +148,7 @@ class LentStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
 
-class TrioWebsocketEngine:
+class TrioWebsocketEngine(SendingHalf):
     """trio-websocket behind the `Engine` interface."""
 
     def __init__(
@@ -170,30 +157,97 @@ class TrioWebsocketEngine:
         stream: trio.abc.Stream,
         lent: LentStream,
         scanner: FrameScanner,
+        framer: TextFramer,
+        options: EngineOptions,
     ) -> None:
+        super().__init__(stream, framer, options.write_deadline_s)
         self._connection = connection
-        self._stream = stream
         self._lent = lent
         self._scanner = scanner
-        self.on_unsent = nobody
-        self.sends_at_once = False
-        self.has_unsent = False
+        lent.on_frame = self._take_frame
 
-    @classmethod
-    async def accept(
-        cls,
+    def _take_frame(self, frame: bytes) -> None:
+        """Say what trio-websocket says by itself."""
+        if frame[0] == _FIN_CLOSE:
+            self._farewell = frame
+        elif frame[0] == _FIN_PONG:
+            self._keep_pong(frame)
+        else:
+            self._keep(frame)
+
+    async def receive(self) -> Sequence[str]:
+        try:
+            message = await self._connection.get_message()
+        except trio_websocket.ConnectionClosed as exc:
+            await self._let_send_end()
+            raise self._ending(exc) from None
+        if isinstance(message, bytes):
+            raise binary()
+        return (message,)
+
+    def _ending(self, closed: trio_websocket.ConnectionClosed) -> PeerGone | BadMessage:
+        if self._scanner.verdict is not None:
+            return self._scanner.verdict
+        if self._lost:
+            return PeerGone(1006, self._lost)
+        code = _code(closed)
+        if code in _OUR_MISTAKE and self._farewell is None:
+            return _OUR_MISTAKE[code]()
+        return PeerGone(code)
+
+    async def ping(self) -> None:
+        try:
+            await self._connection.ping()
+        except trio_websocket.ConnectionClosed as exc:
+            raise PeerGone(_code(exc)) from None
+
+    async def aclose(self, code: int, reason: str) -> None:
+        lent = self._lent
+        try:
+            if self._is_cut_off or lent.has_ended:
+                return
+            if self._connection.closed is None:
+                lent.take_leave(self._unsent)
+                await self._connection.aclose(code, reason)
+                return
+            if self._scanner.verdict is None:
+                # Its own task may be answering the peer's close just now.
+                await lent.wait_done()
+            if self._farewell is None:
+                # trio-websocket has closed without a word.
+                await say_goodbye(self._stream, self._unsent + close_frame(code, reason))
+            else:
+                await self._stream.send_all(self._unsent + self._farewell)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except LocalProtocolError:
+            # The peer's close arrived while ours was being made; wsproto calls that our mistake.
+            pass
+        finally:
+            await trio.aclose_forcefully(self._stream)
+
+    async def abort(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+class AcceptTrioWebsocket:
+    """`AcceptEngine` for one server."""
+
+    def __init__(self) -> None:
+        self._framer = TextFramer()
+
+    async def __call__(
+        self,
         nursery: trio.Nursery,
         stream: trio.abc.Stream,
         head: RequestHead,
         *,
         subprotocol: str | None,
         options: EngineOptions,
-    ) -> "TrioWebsocketEngine":
-        """See `AcceptEngine`. The reader task lives in `nursery`."""
+    ) -> TrioWebsocketEngine:
+        """Answer the opening request, which admission has checked. The reader task lives in `nursery`."""
         scanner = FrameScanner(options, trio.current_time)
-        lent = LentStream(
-            stream, _request(head, subprotocol), head.surplus, scanner, options.write_deadline_s
-        )
+        lent = LentStream(stream, _request(head, subprotocol), head.surplus, scanner)
         request = await trio_websocket.wrap_server_stream(
             nursery,
             lent,
@@ -207,67 +261,9 @@ class TrioWebsocketEngine:
             connection = await request.accept(subprotocol=subprotocol)
         except trio_websocket.ConnectionClosed:
             raise trio.BrokenResourceError("the peer went before it was answered") from None
+        engine = TrioWebsocketEngine(connection, stream, lent, scanner, self._framer, options)
         lent.open()
-        return cls(connection, stream, lent, scanner)
-
-    async def receive(self) -> Sequence[str]:
-        try:
-            message = await self._connection.get_message()
-        except trio_websocket.ConnectionClosed as exc:
-            raise self._ending(exc) from None
-        if isinstance(message, bytes):
-            raise binary()
-        return (message,)
-
-    def _ending(self, closed: trio_websocket.ConnectionClosed) -> PeerGone | BadMessage:
-        if self._scanner.verdict is not None:
-            return self._scanner.verdict
-        if self._lent.is_too_slow:
-            return PeerGone(1006, "write_deadline")
-        code = _code(closed)
-        if code in _OUR_MISTAKE and not self._lent.sent_close:
-            return _OUR_MISTAKE[code]()
-        return PeerGone(code)
-
-    async def send(self, messages: Sequence[bytes]) -> None:
-        try:
-            for message in messages:
-                await self._connection.send_message(message.decode())
-        except trio_websocket.ConnectionClosed as exc:
-            raise PeerGone(_code(exc), "write_deadline" if self._lent.is_too_slow else "") from None
-
-    def send_nowait(self, messages: Sequence[bytes]) -> bool:
-        raise NotImplementedError("trio-websocket sends as it can")
-
-    async def ping(self) -> None:
-        try:
-            await self._connection.ping()
-        except trio_websocket.ConnectionClosed as exc:
-            raise PeerGone(_code(exc)) from None
-
-    async def aclose(self, code: int, reason: str) -> None:
-        lent = self._lent
-        try:
-            if lent.is_broken:
-                return
-            if self._connection.closed is None:
-                lent.limit(LINGER_BYTES)
-                await self._connection.aclose(code, reason)
-                return
-            if self._scanner.verdict is None:
-                # Its own task may be answering the peer's close just now.
-                await lent.wait_done()
-            if not lent.sent_close and not lent.is_broken:
-                # trio-websocket has closed without a word.
-                await say_goodbye(self._stream, close_frame(code, reason))
-        except LocalProtocolError:
-            # The peer's close arrived while ours was being made; wsproto calls that our mistake.
-            pass
-        finally:
-            await trio.aclose_forcefully(self._stream)
-
-    async def abort(self) -> None:
-        await trio.aclose_forcefully(self._stream)
+        return engine
 
 
 def _request(head: RequestHead, subprotocol: str | None) -> bytes:

@@ -28,7 +28,7 @@ from persona.transport.closing import LINGER_S
 from persona.transport.connection import Connection, Goodbye
 from persona.transport.engine import AcceptEngine, Engine, EngineOptions
 from persona.transport.engine_sansio import AcceptSansio
-from persona.transport.engine_trio_websocket import TrioWebsocketEngine
+from persona.transport.engine_trio_websocket import AcceptTrioWebsocket
 from persona.transport.handshake import Refused, read_head, refuse
 from persona.transport.keepalive import Keepalive
 from persona.transport.sockets import HAS_EPOLL, ReadyListener, SocketStream, open_readiness
@@ -71,7 +71,7 @@ class Listener:
         self._has_memory = has_memory
         self._connection_class = connection_class
         self._accept: AcceptEngine = (
-            AcceptSansio() if settings.server.engine == "sansio" else TrioWebsocketEngine.accept
+            AcceptSansio() if settings.server.engine == "sansio" else AcceptTrioWebsocket()
         )
         self._engine_options = EngineOptions(
             max_message_bytes=self._limits.max_message_bytes,

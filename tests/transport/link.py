@@ -11,7 +11,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from persona.transport.engine import AcceptEngine, BadMessage, Engine, EngineOptions, PeerGone
 from persona.transport.engine_sansio import AcceptSansio
-from persona.transport.engine_trio_websocket import TrioWebsocketEngine
+from persona.transport.engine_trio_websocket import AcceptTrioWebsocket
 from persona.transport.handshake import RequestHead, read_head
 from persona.transport.sockets import SocketStream, open_readiness
 
@@ -172,6 +172,12 @@ class Link:
                 await self.engine.send(())
         self.is_sending = False
 
+    async def send(self, *messages: bytes) -> None:
+        """Send, as the owner does: one party at a time."""
+        while self.is_sending:
+            await trio.lowlevel.checkpoint()
+        await self.engine.send(messages)
+
     async def messages(self, count: int) -> list[str]:
         """The next `count` messages, however many a read brings."""
         got: list[str] = []
@@ -212,7 +218,7 @@ def code_of(ending: PeerGone | BadMessage) -> tuple[type[Exception], int]:
 
 
 def accept_with(name: str) -> AcceptEngine:
-    return AcceptSansio() if name == "sansio" else TrioWebsocketEngine.accept
+    return AcceptSansio() if name == "sansio" else AcceptTrioWebsocket()
 
 
 @asynccontextmanager
@@ -271,6 +277,8 @@ async def open_link(
             )
             link = Link(engine, client, await client.opening(), nursery)
             engine.on_unsent = link.flush
+            # It may have answered what came with the request.
+            link.flush()
             yield link
         await engine.abort()
         await trio.aclose_forcefully(clients)

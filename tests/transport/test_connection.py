@@ -194,7 +194,7 @@ async def test_workers_come_with_the_work_and_all_but_one_go_with_it(autojump_cl
         await wait_all_tasks_blocked()
         assert tasks() == idle + 8
         await trio.sleep(2)
-        assert tasks() == idle + 2  # the writer came too, and rests
+        assert tasks() == idle + 1
         played.say(*(call("t.sleep", n, seconds=1) for n in range(8)))
         await trio.sleep(2)
         assert len(played.engine.sent) == 16
@@ -208,41 +208,18 @@ async def test_workers_come_with_the_work_and_all_but_one_go_with_it(autojump_cl
         played.hang_up()
 
 
-async def test_a_writer_that_rests_is_sent_away_by_the_next_ping(autojump_clock: MockClock) -> None:
-    played = play(ping_interval_s=20.0)
-
-    def tasks() -> int:
-        return trio.lowlevel.current_statistics().tasks_living
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(played.run)
-        await wait_all_tasks_blocked()
-        idle = tasks()
-        for round_ in range(2):
-            played.say(call("t.now", 2 * round_))
-            await wait_all_tasks_blocked()
-            assert tasks() == idle + 1
-            played.say(call("t.now", 2 * round_ + 1))
-            await wait_all_tasks_blocked()
-            assert tasks() == idle + 1
-            await trio.sleep(20.5)
-            assert tasks() == idle
-        assert [reply["id"] for reply in played.engine.sent] == [0, 1, 2, 3]
-        played.hang_up()
-
-
-async def test_what_comes_while_the_writer_is_sent_away_is_sent(autojump_clock: MockClock) -> None:
+async def test_the_writer_goes_when_nothing_waits(autojump_clock: MockClock) -> None:
     played = play()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(played.run)
         await wait_all_tasks_blocked()
+        quiet = trio.lowlevel.current_statistics().tasks_living
         for number in range(3):
             assert played.connection.offer(b"%d" % number)
-            await wait_all_tasks_blocked()
-            played.connection.ask()
-            assert played.connection.offer(b"1%d" % number)
-            await wait_all_tasks_blocked()
-        assert played.engine.sent == [0, 10, 1, 11, 2, 12]
+        assert trio.lowlevel.current_statistics().tasks_living == quiet + 1
+        await wait_all_tasks_blocked()
+        assert played.engine.sent == [0, 1, 2]
+        assert trio.lowlevel.current_statistics().tasks_living == quiet
         played.hang_up()
 
 

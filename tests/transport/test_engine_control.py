@@ -36,7 +36,7 @@ async def test_pings_and_messages_keep_their_order(any_link: OpenLink) -> None:
         for n in range(20):
             await link.client.send(frame(PING, b"%d" % n), text(str(n)))
             (message,) = await link.messages(1)
-            await link.engine.send([message.encode()])
+            await link.send(message.encode())
         frames = [await link.client.frame() for _ in range(40)]
         assert frames == [(opcode, b"%d" % n) for n in range(20) for opcode in (PONG, TEXT)]
 

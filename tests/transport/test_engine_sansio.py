@@ -6,38 +6,27 @@ import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from persona.transport import engine_sansio
-from persona.transport.engine import BadMessage, PeerGone
+from persona.transport.engine import BadMessage
 from persona.transport.engine_sansio import (
-    MAX_PONG_BYTES,
     PARSE_BYTES,
     AcceptSansio,
     SansioEngine,
-    TextFramer,
 )
-from persona.transport.frames import text_header
 from persona.transport.sockets import HAS_EPOLL, READ_BYTES
 from tests.transport.link import (
-    CLOSE,
     OPENING_HEAD,
     OPTIONS,
     PING,
     PONG,
-    TEXT,
     Pair,
     RawClient,
-    close,
     code_of,
     fragments,
     frame,
-    open_link,
-    over_sockets,
-    reset,
     text,
 )
 
 needs_sockets = pytest.mark.skipif(not HAS_EPOLL, reason="this system has no epoll, and no stream of ours")
-TOO_MUCH = b"x" * 8_000_000
-"""More than the buffers of a loopback connection hold."""
 
 
 @attrs.define
@@ -91,35 +80,6 @@ async def opened(
 # What is sent
 
 
-def test_a_message_for_many_is_framed_once() -> None:
-    framer = TextFramer()
-    message, same = b"x" * 200, bytes(bytearray(b"x" * 200))
-    framed = framer.frame(message)
-    assert framed == text_header(200) + message
-    assert framer.frame(message) is framed
-    # Another message with the same text is another one, and right all the same.
-    assert framer.frame(same) == framed
-    assert framer.frame(b"y") == b"\x81\x01y"
-    assert framer.frame(message) == framed
-
-
-async def test_connections_of_one_listener_share_the_frame() -> None:
-    accept = AcceptSansio()
-    message = b"for everybody"
-    sent = []
-    for _ in range(3):
-        ours, theirs = memory_stream_pair()
-        watched = Watched(ours)
-        async with trio.open_nursery() as nursery:
-            engine = await accept(nursery, watched, OPENING_HEAD, subprotocol=None, options=OPTIONS)
-        await engine.send([message])
-        sent.append(watched.sent[-1])
-        await theirs.aclose()
-    assert sent[0] == b"\x81\x0dfor everybody"
-    assert sent[1] is sent[0]
-    assert sent[2] is sent[0]
-
-
 async def test_what_is_sent_together_is_one_write_with_what_was_unsent() -> None:
     engine, client, stream = await opened()
     await client.send(frame(PING, b"?"), text("x"))
@@ -149,70 +109,6 @@ async def test_it_tells_its_owner_of_what_it_has_to_say_by_itself() -> None:
         await engine.send([])
         assert stream.sent == [b"\x8a\x00\x89\x00"]
         nursery.cancel_scope.cancel()
-
-
-async def test_pongs_that_nobody_takes_are_bounded() -> None:
-    count = 2 * MAX_PONG_BYTES // 127
-    engine, client, stream = await opened()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.send, *(frame(PING, b"%125d" % n) for n in range(count)), text("x"))
-        assert await engine.receive() == ["x"]
-    await engine.send([b"y"])
-    (sent,) = stream.sent
-    kept = (len(sent) - 3) // 127
-    assert MAX_PONG_BYTES <= kept * 127 < MAX_PONG_BYTES + 127
-    assert sent == b"".join(b"\x8a\x7d%125d" % n for n in range(kept)) + b"\x81\x01y"
-    # Once they are taken it answers again.
-    await client.send(frame(PING, b"late"), text("z"))
-    await engine.receive()
-    await engine.send([])
-    assert stream.sent[1:] == [b"\x8a\x04late"]
-
-
-@needs_sockets
-async def test_what_the_socket_does_not_take_at_once_goes_before_all_else() -> None:
-    async with open_link("sansio", over_sockets) as link:
-        engine = link.engine
-        assert engine.sends_at_once
-        engine.send_nowait([b"small"])
-        assert not engine.has_unsent
-        engine.send_nowait([TOO_MUCH])
-        assert engine.has_unsent
-        engine.send_nowait([b"second"])
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(engine.send, [b"third"])
-            frames = [await link.client.frame() for _ in range(4)]
-        assert frames == [(TEXT, part) for part in (b"small", TOO_MUCH, b"second", b"third")]
-        assert not engine.has_unsent
-
-
-@needs_sockets
-async def test_a_goodbye_comes_after_what_the_socket_had_not_taken() -> None:
-    async with open_link("sansio", over_sockets) as link, trio.open_nursery() as nursery:
-        link.engine.send_nowait([TOO_MUCH])
-        nursery.start_soon(link.aclose, 1001, "bye")
-        assert await link.client.frame() == (TEXT, TOO_MUCH)
-        assert await link.client.frame() == (CLOSE, b"\x03\xe9bye")
-        await link.client.send(close(1001))
-        assert await link.client.rest() == b""
-
-
-@needs_sockets
-async def test_sending_at_once_to_a_peer_that_has_reset() -> None:
-    async with open_link("sansio", over_sockets) as link:
-        reset(link.client)
-        await link.client.stream.aclose()
-        with pytest.raises(PeerGone) as caught:
-            while True:
-                link.engine.send_nowait([b"x"])
-                await trio.lowlevel.checkpoint()
-        assert caught.value.code == 1006
-        await link.engine.aclose(1000, "")
-
-
-async def test_memory_streams_cannot_send_at_once() -> None:
-    engine, _, _ = await opened()
-    assert not engine.sends_at_once
 
 
 # What is read

@@ -13,7 +13,7 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wa
 from persona.client import ConnectFailed, wrap_client
 from persona.config import Settings
 from persona.transport.closing import LINGER_S
-from persona.transport.engine_trio_websocket import RECEIVE_BUFFER_BYTES, TrioWebsocketEngine
+from persona.transport.engine_trio_websocket import RECEIVE_BUFFER_BYTES, AcceptTrioWebsocket
 from tests.rpc.desk import call
 from tests.transport.house import HEAD, House, open_by_hand, open_house
 from tests.transport.link import (
@@ -267,7 +267,7 @@ async def test_9_it_reads_as_much_as_there_is() -> None:
 
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        engine = await TrioWebsocketEngine.accept(
+        engine = await AcceptTrioWebsocket()(
             nursery, Watched(), OPENING_HEAD, subprotocol=None, options=OPTIONS
         )
         await theirs.send_all(text("x" * 900) * 60)
@@ -346,13 +346,6 @@ async def test_a_read_brings_one_message_at_a_time() -> None:
     async with open_link("trio-websocket") as link:
         await link.client.send(*[text("x")] * 3)
         assert [list(await link.engine.receive()) for _ in range(3)] == [["x"]] * 3
-
-
-async def test_it_does_not_send_at_once() -> None:
-    async with open_link("trio-websocket") as link:
-        assert (link.engine.sends_at_once, link.engine.has_unsent) == (False, False)
-        with pytest.raises(NotImplementedError):
-            link.engine.send_nowait([b"x"])
 
 
 async def test_what_the_client_offers_is_not_the_engines_to_refuse(autojump_clock: MockClock) -> None:
