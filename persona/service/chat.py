@@ -53,8 +53,8 @@ log = structlog.get_logger()
 MAX_ANSWER_BYTES = 256 * 1024
 """Where an answer is cut whatever the backend counts: a model that never stops must not fill
 the memory or the database."""
-
-
+PATIENCE_STEP = 0.01
+"""Share of the patience with a silent model that it may run out early."""
 BURST_DELTAS = 8
 """Taken without letting anybody else run: half a millisecond. To stop after each costs as much as it does."""
 
@@ -212,13 +212,18 @@ class Chat:
             context, draft.spot = await self._database.read(lambda conn: find_context(conn, request, opening))
             prompt = build_messages(framed, context.history, summary=context.summary)
             draft.context, draft.prompt = context, prompt
-            asked_at = trio.current_time()
+            asked_at = heard_at = trio.current_time()
+            patience_s = self._first_token_timeout_s
             # One scope for the first token and for every silence after it: a model that stalls
             # in the middle holds its slot no longer than one that never begins.
-            with trio.CancelScope(deadline=asked_at + self._first_token_timeout_s) as patience:
+            with trio.CancelScope(deadline=asked_at + patience_s) as patience:
                 async with self._backend.generate(prompt.messages, request.options) as events:
                     async for event in events:
-                        patience.deadline = trio.current_time() + self._first_token_timeout_s
+                        now = trio.current_time()
+                        # To move a deadline for each token costs more than to send it.
+                        if now - heard_at >= patience_s * PATIENCE_STEP:
+                            heard_at = now
+                            patience.deadline = now + patience_s
                         if isinstance(event, Completed):
                             self._complete(draft, event, request.options.model)
                         elif self._take(draft, event, request, observer, asked_at):
@@ -228,9 +233,7 @@ class Chat:
                         if len(draft.deltas) % BURST_DELTAS == 0:
                             await trio.lowlevel.checkpoint()
             if patience.cancelled_caught:
-                raise LLMUnavailable(
-                    f"the model was silent for {self._first_token_timeout_s:g} s", retry_after_s=5.0
-                )
+                raise LLMUnavailable(f"the model was silent for {patience_s:g} s", retry_after_s=5.0)
 
     def _frame(self, request: TurnRequest, opening: Opening, budget_tokens: int) -> Frame:
         persona = request.persona
