@@ -19,7 +19,7 @@ from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, estimate_tokens
 from persona.llm.script import compose
 
 MODEL = "scripted"
-BURST_TOKENS = 8
+BURST_TOKENS = 16
 """Without delay, so many are said before anybody else has a turn."""
 # A word with the space before it, as models make tokens; a "word" without end is cut.
 _TOKEN = re.compile(r"\s*\S{1,24}|\s+$")

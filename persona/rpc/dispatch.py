@@ -190,6 +190,7 @@ class Dispatcher:
         self._limits = limits
         self._metrics = metrics
         self._pool = trio.CapacityLimiter(limits.handler_pool_size)
+        metrics.handlers.set_function(lambda: self.running)
         self.draining = False
 
     @property
@@ -386,12 +387,10 @@ class Dispatcher:
         except trio.WouldBlock:
             await self._wait_for_pool(request)
         try:
-            self._metrics.handlers.set(self._pool.borrowed_tokens)
             with request.interruptible():
                 return await handler(call, params)
         finally:
             self._pool.release_on_behalf_of(request)
-            self._metrics.handlers.set(self._pool.borrowed_tokens)
 
     async def _wait_for_pool(self, request: RunningRequest) -> None:
         with request.interruptible(), trio.move_on_after(POOL_PATIENCE_S) as patience:

@@ -55,7 +55,7 @@ MAX_ANSWER_BYTES = 256 * 1024
 the memory or the database."""
 PATIENCE_STEP = 0.01
 """Share of the patience with a silent model that it may run out early."""
-BURST_DELTAS = 8
+BURST_DELTAS = 16
 """Taken without letting anybody else run: half a millisecond. To stop after each costs as much as it does."""
 
 
@@ -247,13 +247,14 @@ class Chat:
         if draft.first_token_at is None:
             draft.first_token_at = trio.current_time()
             self._metrics.first_token_seconds.observe(draft.first_token_at - asked_at)
-        draft.deltas.append(event.text)
-        draft.size_bytes += len(event.text.encode())
-        observer.delta(event.text)
+        text, deltas = event.text, draft.deltas
+        deltas.append(text)
+        draft.size_bytes += len(text.encode())
+        observer.delta(text)
         # A delta is a token or more, so a backend that obeys the budget never gets here.
-        if len(draft.deltas) <= request.options.max_tokens * 2 and draft.size_bytes <= MAX_ANSWER_BYTES:
+        if len(deltas) <= request.options.max_tokens * 2 and draft.size_bytes <= MAX_ANSWER_BYTES:
             return False
-        log.warning("answer_cut", size_bytes=draft.size_bytes, deltas=len(draft.deltas))
+        log.warning("answer_cut", size_bytes=draft.size_bytes, deltas=len(deltas))
         draft.finish_reason = "length"
         draft.model = request.options.model or self._backend.model
         return True

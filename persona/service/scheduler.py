@@ -116,6 +116,10 @@ class Scheduler:
         self._granted_at_sum = 0.0
         self._mean_held_s: float | None = None
         self._moved = trio.Event()
+        # Asked for when somebody reads them: a turn changes each of them several times.
+        metrics.llm_running.set_function(lambda: self._running)
+        metrics.llm_queued.set_function(lambda: self._queued)
+        metrics.llm_lined_up.set_function(lambda: self._lined_up)
 
     @property
     def running(self) -> int:
@@ -163,7 +167,6 @@ class Scheduler:
         else:
             self._lined_up += 1
         line.append(standing)
-        self._report()
         try:
             yield standing
         finally:
@@ -176,7 +179,6 @@ class Scheduler:
                     line[0].call()
             else:
                 del self._lines[conversation_id]
-            self._report()
 
     @asynccontextmanager
     async def slot(self, party: str, on_position: Callable[[int], None]) -> AsyncIterator[None]:
@@ -205,7 +207,6 @@ class Scheduler:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._running < self._slots:
             self._running += 1
-            self._report()
             return
         if self._queued >= self._max_queue:
             raise self._refusal("max_queue", "the model's queue is full")
@@ -228,7 +229,7 @@ class Scheduler:
         ticket = _Ticket(name)
         party.tickets.append(ticket)
         self._queued += 1
-        self._report()
+        self._move()
         return ticket
 
     async def _wait(self, ticket: _Ticket, on_position: Callable[[int], None]) -> None:
@@ -273,7 +274,7 @@ class Scheduler:
         self._running -= 1
         if self._parties:
             self._grant()
-        self._report()
+        self._move()
 
     def _grant(self) -> None:
         name, party = next(iter(self._parties.items()))
@@ -295,7 +296,7 @@ class Scheduler:
         if not party.tickets:
             del self._parties[ticket.party]
         self._queued -= 1
-        self._report()
+        self._move()
 
     def _learn(self, held_s: float) -> None:
         """However it ended: what counts is that the slot was free again."""
@@ -319,10 +320,7 @@ class Scheduler:
         wait_s = held_s * (self._queued + 1) / self._slots
         return min(max(wait_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
 
-    def _report(self) -> None:
-        """Something has changed."""
-        self._metrics.llm_running.set(self._running)
-        self._metrics.llm_queued.set(self._queued)
-        self._metrics.llm_lined_up.set(self._lined_up)
+    def _move(self) -> None:
+        """Positions may have changed."""
         if self._queued:
             self._moved.set()

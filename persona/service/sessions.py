@@ -7,7 +7,7 @@ sockets, so a session can later outlive the connection it came in on.
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Literal
 
 import attrs
@@ -107,26 +107,27 @@ class RunningRequest:
             self.order.taken.set()
             self.order.ahead()
 
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self) -> "_Stretch":
         """Run the body under the request's deadline and cancellation.
 
         Raises `RequestCancelled`, `ShuttingDown`, `NotFound` or `DeadlineExceeded` when the body was
         cut.
         May be entered several times, one after the other.
         """
+        return _Stretch(self)
+
+    def begin_stretch(self) -> trio.CancelScope:
+        """What cuts it, which the caller enters."""
         scope = self._scope = trio.CancelScope(deadline=self.deadline)
         if self._cancel_reason is not None:
             scope.cancel()
-        try:
-            with scope:
-                yield
-        finally:
-            self._scope = None
-        if scope.cancelled_caught:
-            raise self._interruption()
+        return scope
 
-    def _interruption(self) -> PersonaError:
+    def end_stretch(self) -> None:
+        """The caller has left it."""
+        self._scope = None
+
+    def interruption(self) -> PersonaError:
         if self._cancel_reason == "client":
             return RequestCancelled("cancelled by the client")
         if self._cancel_reason == "shutdown":
@@ -134,6 +135,34 @@ class RunningRequest:
         if self._cancel_reason == "deleted":
             return NotFound("the conversation, or this branch of it, was deleted meanwhile")
         return DeadlineExceeded("the request's time is up")
+
+
+class _Stretch:
+    """See `RunningRequest.interruptible`. No generator: a chat has five of these, and that would cost as much
+    as the scope itself."""
+
+    __slots__ = ("_request", "_scope")
+
+    def __init__(self, request: RunningRequest) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        self._scope = self._request.begin_stretch()
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        try:
+            is_caught = self._scope.__exit__(kind, error, traceback)
+        finally:
+            self._request.end_stretch()
+        if self._scope.cancelled_caught:
+            raise self._request.interruption() from None
+        return is_caught
 
 
 @attrs.define(eq=False, kw_only=True)

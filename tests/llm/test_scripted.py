@@ -191,7 +191,8 @@ async def test_no_delay_still_lets_others_run() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        text, completed = await ask(quick(), (SYSTEM, Message("user", "Hello")), OPTIONS)
+        line = Message("user", "Tell me about music and the sea")
+        text, completed = await ask(quick(), (SYSTEM, line), OPTIONS)
         seen = turns
         nursery.cancel_scope.cancel()
     tokens = completed.completion_tokens
