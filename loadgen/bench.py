@@ -1,19 +1,31 @@
 """`loadgen bench transport`: ours beside the peers, in one run, as ratios.
 
 Servers take turns within a round, so that a machine that slows down slows all of them; the median over the
-rounds is shown. Rates depend on the machine; ratios carry over.
+rounds is shown. Pings are measured in turns of a fraction of a second, with all servers up on the same core
+and one at a time asked: in the seconds of a whole round a shared machine may change its speed by a quarter.
+Rates depend on the machine; ratios carry over.
 """
 
 import statistics
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import attrs
 
-from loadgen.servers import OURS, PEERS, ServerProcess, running
+from loadgen.servers import OURS, PEERS, ServerProcess, running, running_all
 from loadgen.tables import BenchPlan, Mark, Row, TableError
 from loadgen.wire import WrongAnswer, broadcast, connected, ping_loop
 
+Figures = dict[str, float]
+Turn = Callable[[float], Figures]
+"""Measures for so many seconds."""
+
 WARM_UP_S = 0.5
+TURNS = 10
+"""Of each server in a round, where they are short."""
+SETTLE_S = 0.02
+"""Of each turn, before it is measured."""
 BROADCAST_BYTES = 500
 BROADCASTS = 20
 ECHO = "trio-websocket echo"
@@ -26,32 +38,40 @@ class Scenario:
     name: str
     servers: tuple[str, ...]
     unit: str
-    measure: Callable[[ServerProcess, float], dict[str, float]]
+    measure: Callable[[ServerProcess, float], Figures] | None
     marks: tuple[tuple[str, str, float], ...]
     """Server, the one it is compared with, and the ratio that is the mark."""
+    in_turns: Callable[[ServerProcess], AbstractContextManager[Turn]] | None = None
+    """In place of `measure`, where many short turns are fairer than a long one: prepares them."""
     more_is_better: bool = False
     settings: Mapping[str, object] = attrs.field(factory=dict)
     """Ours, as `servers.running` takes them."""
     note: str = ""
 
 
-def pings(connections: int, in_flight: int) -> Callable[[ServerProcess, float], dict[str, float]]:
-    def measure(server: ServerProcess, seconds: float) -> dict[str, float]:
-        is_echo = server.name == ECHO
-        with connected(server.url, connections) as clients:
-            ping_loop(clients, seconds=WARM_UP_S, in_flight=in_flight, is_echo=is_echo)
-            before = sum(client.answered for client in clients)
-            cpu_s = server.cpu_s()
-            latencies = ping_loop(clients, seconds=seconds, in_flight=in_flight, is_echo=is_echo)
-            cpu_s = server.cpu_s() - cpu_s
-            count = sum(client.answered for client in clients) - before
-        return {
-            "us": cpu_s / count * 1e6,
-            "rate": count / seconds,
-            "p99_ms": statistics.quantiles(latencies, n=100)[98] * 1000,
-        }
+def pings(connections: int, in_flight: int) -> Callable[[ServerProcess], AbstractContextManager[Turn]]:
+    @contextmanager
+    def prepare(server: ServerProcess) -> Iterator[Turn]:
+        def ping(seconds: float) -> "array[float]":
+            return ping_loop(clients, seconds=seconds, in_flight=in_flight, is_echo=server.name == ECHO)
 
-    return measure
+        def turn(seconds: float) -> Figures:
+            ping(SETTLE_S)
+            before, cpu_s = sum(client.answered for client in clients), server.loop_cpu_s()
+            latencies = ping(seconds)
+            cpu_s = server.loop_cpu_s() - cpu_s
+            count = sum(client.answered for client in clients) - before
+            return {
+                "us": cpu_s / count * 1e6,
+                "rate": count / seconds,
+                "p99_ms": statistics.quantiles(latencies, n=100)[98] * 1000,
+            }
+
+        with connected(server.url, connections) as clients:
+            ping(WARM_UP_S)
+            yield turn
+
+    return prepare
 
 
 def fan_out(subscribers: int) -> Callable[[ServerProcess, float], dict[str, float]]:
@@ -85,15 +105,17 @@ def scenarios() -> Iterator[Scenario]:
             f"ping, {connections} connections, closed loop",
             (*web, "trio-websocket", ECHO),
             "us",
-            pings(connections, 1),
+            None,
             (("sansio", "uvicorn", 1.0), ("sansio", "aiohttp", 0.6), ("trio-websocket", ECHO, 0.7)),
+            in_turns=pings(connections, 1),
         )
     yield Scenario(
         "ping, 10 connections, 16 in flight",
         (*web, "trio-websocket", ECHO),
         "us",
-        pings(10, 16),
+        None,
         (("sansio", "aiohttp", 1.0),),
+        in_turns=pings(10, 16),
     )
     for subscribers in (500, 2000):
         yield Scenario(
@@ -114,22 +136,44 @@ def scenarios() -> Iterator[Scenario]:
 
 def run(scenario: Scenario, *, rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
     """The figures of each round, by server. Raises `WrongAnswer`, `RuntimeError`."""
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in scenario.servers}
+    seen: dict[str, list[Figures]] = {name: [] for name in scenario.servers}
     for _ in range(rounds):
+        if scenario.in_turns is not None:
+            for name, turns in _turns(scenario, scenario.in_turns, seconds).items():
+                seen[name].append(medians(turns))
+            continue
+        assert scenario.measure is not None
         for name in scenario.servers:
             with running(name, scenario.settings) as server:
                 seen[name].append(scenario.measure(server, seconds))
     return seen
 
 
+def _turns(
+    scenario: Scenario, prepare: Callable[[ServerProcess], AbstractContextManager[Turn]], seconds: float
+) -> dict[str, list[Figures]]:
+    """A round in which all servers are up; `seconds` are those of each in all."""
+    seen: dict[str, list[Figures]] = {name: [] for name in scenario.servers}
+    with ExitStack() as stack:
+        servers = stack.enter_context(running_all(scenario.servers, scenario.settings))
+        prepared = [(server.name, stack.enter_context(prepare(server))) for server in servers]
+        for _ in range(TURNS):
+            for name, turn in prepared:
+                seen[name].append(turn(seconds / TURNS))
+            # Nobody always comes after the same one.
+            prepared.reverse()
+    return seen
+
+
+def medians(all_: Sequence[Figures]) -> Figures:
+    """Of each figure."""
+    return {key: statistics.median(figures[key] for figures in all_) for key in all_[0]}
+
+
 def row(scenario: Scenario, seen: dict[str, list[dict[str, float]]]) -> Row:
     """A line of the table."""
     others = {
-        name: {
-            key: statistics.median(figures[key] for figures in all_)
-            for key in all_[0]
-            if key != scenario.unit
-        }
+        name: {key: value for key, value in medians(all_).items() if key != scenario.unit}
         for name, all_ in seen.items()
     }
     return Row(

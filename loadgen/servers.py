@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import attrs
@@ -95,11 +95,11 @@ def _on_the_first_core() -> Iterator[None]:
 
 
 @contextmanager
-def all_cores() -> Iterator[None]:
-    """Undo, at the end, what `running` does to this process."""
+def all_cores() -> Iterator[set[int]]:
+    """Undo, at the end, what `running` does to this process; its cores, where the system tells."""
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     try:
-        yield
+        yield before
     finally:
         if before:
             os.sched_setaffinity(0, before)
@@ -138,6 +138,21 @@ def running(name: str, settings: Mapping[str, object] | None = None) -> Iterator
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+@contextmanager
+def running_all(
+    names: Iterable[str], settings: Mapping[str, object] | None = None
+) -> Iterator[list[ServerProcess]]:
+    """Several at once, all held to the same core: to be asked in turns. As `running` otherwise."""
+    with ExitStack() as stack:
+        cores = stack.enter_context(all_cores())
+        servers = []
+        for name in names:
+            if cores:
+                os.sched_setaffinity(0, cores)
+            servers.append(stack.enter_context(running(name, settings)))
+        yield servers
 
 
 def _as_environ(settings: Mapping[str, object]) -> dict[str, str]:

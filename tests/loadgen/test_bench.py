@@ -1,11 +1,17 @@
 """Measuring servers in turns, and the rows that come of it."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
 import attrs
 import pytest
 
 from loadgen import bench
-from loadgen.bench import Scenario, rows, scenarios
-from loadgen.servers import OURS, PEERS
+from loadgen.bench import TURNS, Scenario, Turn, rows, scenarios
+from loadgen.servers import OURS, PEERS, running_all
 from loadgen.tables import BenchPlan, TableError
 from loadgen.wire import WrongAnswer
 
@@ -52,6 +58,52 @@ def test_servers_take_turns_and_the_median_of_the_rounds_counts(monkeypatch: pyt
     assert played.settings == {"llm.max_queue": 1}
     assert (row.value("sansio"), row.value("aiohttp")) == (12.0, 20.0)
     assert row.extra == {"sansio": {"p99_ms": 7.0}, "aiohttp": {"p99_ms": 7.0}}
+
+
+def test_where_turns_are_short_all_servers_are_up_and_nobody_is_always_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, float]] = []
+    up: list[str] = []
+
+    @contextmanager
+    def running_all(names: tuple[str, ...], settings: object) -> Iterator[list[Any]]:
+        yield [SimpleNamespace(name=name, settings=settings) for name in names]
+
+    @contextmanager
+    def prepare(server: Any) -> Iterator[Turn]:
+        assert server.settings == {"llm.max_queue": 1}
+        up.append(server.name)
+
+        def turn(seconds: float) -> dict[str, float]:
+            assert sorted(up) == ["aiohttp", "sansio"]
+            asked.append((server.name, seconds))
+            return {"us": float(len(asked)), "p99_ms": 7.0}
+
+        yield turn
+        up.remove(server.name)
+
+    monkeypatch.setattr(bench, "running_all", running_all)
+    line = scenario(measure=None, in_turns=prepare, settings={"llm.max_queue": 1})
+    (row,) = rows([line], BenchPlan(rounds=2, seconds=3.0))
+    assert [seconds for _, seconds in asked] == [3.0 / TURNS] * (2 * 2 * TURNS)
+    assert [name for name, _ in asked[:5]] == ["sansio", "aiohttp", "aiohttp", "sansio", "sansio"]
+    assert up == []
+    # The median of each round's turns, and of the rounds.
+    assert (row.value("sansio"), row.value("aiohttp")) == (20.5, 20.5)
+    assert len(row.rounds["sansio"]) == 2
+
+
+def test_servers_measured_in_turns_share_a_core_and_the_client_has_the_others() -> None:
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is nothing to share out")
+    before = os.sched_getaffinity(0)
+    with running_all(("sansio", "trio-websocket")) as servers:
+        assert [server.name for server in servers] == ["sansio", "trio-websocket"]
+        cores = [os.sched_getaffinity(server.pid) for server in servers]
+        assert cores == [{min(before)}] * 2
+        assert os.sched_getaffinity(0) == before - {min(before)}
+    assert os.sched_getaffinity(0) == before
 
 
 def test_a_mark_may_be_a_figure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
