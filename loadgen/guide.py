@@ -214,7 +214,7 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
                 2.0,
                 "50 to 80 % less is a ratio of 2 to 5. With nobody slow among them, to encode 500 times and "
                 "send one after the other costs `before` little, and that one slow client holds up nobody "
-                "does not show here. trio-websocket makes each frame anew for each client, in Python.",
+                "does not show here.",
             ),
             line(
                 "memory of an idle connection, of 500",
