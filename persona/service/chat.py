@@ -56,7 +56,7 @@ the memory or the database."""
 PATIENCE_STEP = 0.01
 """Share of the patience with a silent model that it may run out early."""
 BURST_DELTAS = 16
-"""Taken without letting anybody else run: half a millisecond. To stop after each costs as much as it does."""
+"""Taken without letting anybody else run. To stop after each costs as much as it does."""
 
 
 class Chat:

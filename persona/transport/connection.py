@@ -1,4 +1,4 @@
-"""One client = one nursery: reader -> inbox -> workers -> outbox -> writer.
+"""One client = one nursery: reader -> inbox -> workers -> socket, or outbox -> writer where that is full.
 
 * The reader never waits for work: what cannot run is refused at once, so pings, cancellations and
   the peer's close are always read. It does wait, and for a second at most, for a client that takes its
@@ -6,7 +6,8 @@
 * One party at a time writes: whoever has something for a client writes it at once if the engine can and
   nothing waits; otherwise it goes to the outbox, and the writer task has the socket until that is empty.
   A write that takes too long, or an outbox that overflows, ends the connection.
-* What a quiet client does not need is not there: workers, inbox and writer come with the first work.
+* What a quiet client does not need is not there: workers and inbox come with the first work, a writer when
+  the socket is full.
 * When the nursery ends, everything of the client's ends with it: its running requests, its place
   in the model's queue, its upstream HTTP connection.
 """
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 MAX_RATE_REFUSALS_PER_MINUTE = 100
 """A client that goes on after this many `rate_limited` answers is not going to listen: 1008."""
 WRITE_BYTES = 64 * 1024
-"""What is joined in one write, where the engine joins, and is given one write deadline."""
+"""What is joined in one write, and is given one write deadline."""
 READ_PAUSE_S = 1.0
 """How long the reader lets a client catch up whose outbox is half full of answers. No longer, so that its
 pongs and cancellations are still read; one that asks on and takes nothing is then a slow consumer."""

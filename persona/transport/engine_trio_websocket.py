@@ -224,6 +224,8 @@ class TrioWebsocketEngine(SendingHalf):
             # The peer's close arrived while ours was being made; wsproto calls that our mistake.
             pass
         finally:
+            # They know each other, and what is unsent should not wait for the garbage collector.
+            lent.on_frame = None
             await trio.aclose_forcefully(self._stream)
 
     async def abort(self) -> None:

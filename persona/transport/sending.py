@@ -47,6 +47,8 @@ class SendingHalf:
         self._framer = framer
         self._write_deadline_s = write_deadline_s
         self._unsent = b""
+        self._pong_bytes = 0
+        """Of that, about."""
         self._send_ended: trio.Event | None = None
         """There while a `send` is under way."""
         self._farewell: bytes | None = None
@@ -65,7 +67,8 @@ class SendingHalf:
         self.on_unsent()
 
     def _keep_pong(self, frames: bytes) -> None:
-        if len(self._unsent) < MAX_PONG_BYTES:
+        if self._pong_bytes < MAX_PONG_BYTES:
+            self._pong_bytes += len(frames)
             self._keep(frames)
 
     async def _let_send_end(self) -> None:
@@ -80,6 +83,7 @@ class SendingHalf:
         # Not to take what is unsent only to lose it: the writer may be cut before it begins.
         await trio.lowlevel.checkpoint_if_cancelled()
         data, self._unsent = self._unsent + self._framed(messages), b""
+        self._pong_bytes = 0
         self._send_ended = trio.Event()
         try:
             await send_within(self._stream, data, self._write_deadline_s)
@@ -109,8 +113,11 @@ class SendingHalf:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._is_cut_off = True
             raise PeerGone(1006) from None
+        if sent == len(data):
+            self._unsent, self._pong_bytes = b"", 0
+            return True
         self._unsent = data[sent:]
-        return not self._unsent
+        return False
 
     def _framed(self, messages: Sequence[bytes]) -> bytes:
         if len(messages) == 1:

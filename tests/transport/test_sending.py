@@ -138,6 +138,19 @@ async def test_a_pong_does_not_go_into_the_middle_of_a_message(socket_link: Open
         nursery.cancel_scope.cancel()
 
 
+async def test_a_pong_is_not_dropped_for_what_a_message_has_left_to_be_sent(socket_link: OpenLink) -> None:
+    async with socket_link() as link:
+        # The owner has no time.
+        link.is_sending = True
+        link.engine.send_nowait([TOO_MUCH])
+        await link.client.send(frame(PING, b"mine"), text("x"))
+        assert await link.messages(1) == ["x"]
+        link.is_sending = False
+        link.flush()
+        assert await link.client.frame() == (TEXT, TOO_MUCH)
+        assert await link.client.frame() == (PONG, b"mine")
+
+
 async def test_a_goodbye_comes_after_what_the_socket_had_not_taken(socket_link: OpenLink) -> None:
     async with socket_link() as link, trio.open_nursery() as nursery:
         link.engine.send_nowait([TOO_MUCH])
