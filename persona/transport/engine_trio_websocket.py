@@ -179,18 +179,19 @@ class TrioWebsocketEngine(SendingHalf):
         try:
             message = await self._connection.get_message()
         except trio_websocket.ConnectionClosed as exc:
-            await self._let_send_end()
-            raise self._ending(exc) from None
-        if isinstance(message, bytes):
-            raise binary()
-        return (message,)
+            code = _code(exc)
+        else:
+            if isinstance(message, bytes):
+                raise binary()
+            return (message,)
+        await self._let_send_end()
+        raise self._ending(code)
 
-    def _ending(self, closed: trio_websocket.ConnectionClosed) -> PeerGone | BadMessage:
+    def _ending(self, code: int) -> PeerGone | BadMessage:
         if self._scanner.verdict is not None:
             return self._scanner.verdict
         if self._lost:
             return PeerGone(1006, self._lost)
-        code = _code(closed)
         if code in _OUR_MISTAKE and self._farewell is None:
             return _OUR_MISTAKE[code]()
         return PeerGone(code)
