@@ -36,6 +36,7 @@ SHORT_NAMES = {
     "persona.service.background.Background._work": "background worker",
     "trio._highlevel_serve_listeners._run_handler": "handshake",
     "persona.transport.connection.Connection._work": "worker",
+    "persona.timeouts.Sleepers.run": "scripted model",
     "persona.transport.connection.Connection._write": "writer",
     "persona.transport.connection.Connection._ping": "ping",
     "trio_websocket._impl.WebSocketConnection._reader_task": "websocket reader",
