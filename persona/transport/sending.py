@@ -15,7 +15,7 @@ from persona.transport.frames import text_header
 from persona.transport.sockets import SocketStream
 
 MAX_PONG_BYTES = 64 * 1024
-"""Pongs that wait to be sent. Whoever pings faster than it reads goes without some, as the RFC allows."""
+"""Pongs that wait to be sent. Whoever pings faster than it reads goes without the latest ones."""
 
 
 class TextFramer:
