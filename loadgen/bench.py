@@ -1,9 +1,9 @@
 """`loadgen bench transport`: ours beside the peers, in one run, as ratios.
 
 Servers take turns within a round, so that a machine that slows down slows all of them; the median over the
-rounds is shown. Pings are measured in turns of a fraction of a second, with all servers up on the same core
-and one at a time asked: in the seconds of a whole round a shared machine may change its speed by a quarter.
-Rates depend on the machine; ratios carry over.
+rounds is shown. Pings and broadcasts are measured in turns of a fraction of a second, with all servers up on
+the same core and one at a time asked: in the seconds of a whole round a shared machine may change its speed
+by a quarter. Rates depend on the machine; ratios carry over.
 """
 
 import statistics
@@ -14,13 +14,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import attrs
 
+from loadgen.driver import raise_descriptor_limit
 from loadgen.servers import OURS, PEERS, ServerProcess, running, running_all
 from loadgen.tables import BenchPlan, Mark, Row, TableError
-from loadgen.wire import WrongAnswer, broadcast, connected, ping_loop
+from loadgen.wire import WrongAnswer, broadcast, connected, ping_loop, subscribe
 
 Figures = dict[str, float]
+Measure = Callable[[ServerProcess, float], Figures]
+"""Measures a server for so many seconds."""
 Turn = Callable[[float], Figures]
-"""Measures for so many seconds."""
+"""The same of a server that is prepared."""
 
 WARM_UP_S = 0.5
 TURNS = 10
@@ -28,8 +31,17 @@ TURNS = 10
 SETTLE_S = 0.02
 """Of each turn, before it is measured."""
 BROADCAST_BYTES = 500
-BROADCASTS = 20
+BROADCASTS = 2
+"""Measured in a turn, after one that is not."""
+TOPIC = "bench"
 ECHO = "trio-websocket echo"
+
+
+@attrs.frozen
+class InTurns:
+    """How to measure where many short turns are fairer than a long one."""
+
+    prepare: Callable[[ServerProcess], AbstractContextManager[Turn]]
 
 
 @attrs.frozen
@@ -39,18 +51,16 @@ class Scenario:
     name: str
     servers: tuple[str, ...]
     unit: str
-    measure: Callable[[ServerProcess, float], Figures] | None
+    measure: Measure | InTurns
     marks: tuple[tuple[str, str, float], ...]
     """Server, the one it is compared with, and the ratio that is the mark."""
-    in_turns: Callable[[ServerProcess], AbstractContextManager[Turn]] | None = None
-    """In place of `measure`, where many short turns are fairer than a long one: prepares them."""
     more_is_better: bool = False
     settings: Mapping[str, object] = attrs.field(factory=dict)
     """Ours, as `servers.running` takes them."""
     note: str = ""
 
 
-def pings(connections: int, in_flight: int) -> Callable[[ServerProcess], AbstractContextManager[Turn]]:
+def pings(connections: int, in_flight: int) -> InTurns:
     @contextmanager
     def prepare(server: ServerProcess) -> Iterator[Turn]:
         def ping(seconds: float) -> "array[float]":
@@ -75,20 +85,25 @@ def pings(connections: int, in_flight: int) -> Callable[[ServerProcess], Abstrac
             ping(WARM_UP_S)
             yield turn
 
-    return prepare
+    return InTurns(prepare)
 
 
-def fan_out(subscribers: int) -> Callable[[ServerProcess, float], dict[str, float]]:
-    def measure(server: ServerProcess, _seconds: float) -> dict[str, float]:
+def fan_out(subscribers: int) -> InTurns:
+    @contextmanager
+    def prepare(server: ServerProcess) -> Iterator[Turn]:
+        def turn(_seconds: float) -> Figures:
+            _, *times = broadcast(clients, TOPIC, size_bytes=BROADCAST_BYTES, rounds=1 + BROADCASTS)
+            return {"ms": statistics.median(times) * 1000, "worst_ms": max(times) * 1000}
+
         with connected(server.url, subscribers + 1) as clients:
-            times = broadcast(clients, size_bytes=BROADCAST_BYTES, rounds=BROADCASTS)
-        return {"ms": statistics.median(times) * 1000, "worst_ms": max(times) * 1000}
+            subscribe(clients, TOPIC)
+            yield turn
 
-    return measure
+    return InTurns(prepare)
 
 
-def idle_memory(connections: int) -> Callable[[ServerProcess, float], dict[str, float]]:
-    def measure(server: ServerProcess, _seconds: float) -> dict[str, float]:
+def idle_memory(connections: int) -> Measure:
+    def measure(server: ServerProcess, _seconds: float) -> Figures:
         # What a first client brings into memory is the server's, and not the connections'.
         with connected(server.url, 50) as clients:
             ping_loop(clients, seconds=WARM_UP_S, is_echo=server.name == ECHO)
@@ -109,17 +124,15 @@ def scenarios() -> Iterator[Scenario]:
             f"ping, {connections} connections, closed loop",
             (*web, "trio-websocket", ECHO),
             "us",
-            None,
+            pings(connections, 1),
             (("sansio", "uvicorn", 1.0), ("sansio", "aiohttp", 0.6), ("trio-websocket", ECHO, 0.7)),
-            in_turns=pings(connections, 1),
         )
     yield Scenario(
         "ping, 10 connections, 16 in flight",
         (*web, "trio-websocket", ECHO),
         "us",
-        None,
+        pings(10, 16),
         (("sansio", "aiohttp", 1.0),),
-        in_turns=pings(10, 16),
     )
     for subscribers in (500, 2000):
         yield Scenario(
@@ -142,25 +155,24 @@ def run(scenario: Scenario, *, rounds: int, seconds: float) -> dict[str, list[di
     """The figures of each round, by server. Raises `WrongAnswer`, `RuntimeError`."""
     seen: dict[str, list[Figures]] = {name: [] for name in scenario.servers}
     for _ in range(rounds):
-        if scenario.in_turns is not None:
-            for name, turns in _turns(scenario, scenario.in_turns, seconds).items():
+        if isinstance(scenario.measure, InTurns):
+            for name, turns in _turns(scenario, scenario.measure, seconds).items():
                 seen[name].append(medians(turns))
             continue
-        assert scenario.measure is not None
         for name in scenario.servers:
             with running(name, scenario.settings) as server:
                 seen[name].append(scenario.measure(server, seconds))
     return seen
 
 
-def _turns(
-    scenario: Scenario, prepare: Callable[[ServerProcess], AbstractContextManager[Turn]], seconds: float
-) -> dict[str, list[Figures]]:
+def _turns(scenario: Scenario, in_turns: InTurns, seconds: float) -> dict[str, list[Figures]]:
     """A round in which all servers are up; `seconds` are those of each in all."""
     seen: dict[str, list[Figures]] = {name: [] for name in scenario.servers}
+    # Every server's connections are open here at once; what is started has the same limit.
+    raise_descriptor_limit()
     with ExitStack() as stack:
         servers = stack.enter_context(running_all(scenario.servers, scenario.settings))
-        prepared = [(server.name, stack.enter_context(prepare(server))) for server in servers]
+        prepared = [(server.name, stack.enter_context(in_turns.prepare(server))) for server in servers]
         for _ in range(TURNS):
             for name, turn in prepared:
                 seen[name].append(turn(seconds / TURNS))

@@ -4,7 +4,7 @@ the server adds to one, and to the first token of many."""
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from loadgen.bench import Scenario, rows
+from loadgen.bench import Measure, Scenario, rows
 from loadgen.driver import Driver
 from loadgen.link import Target
 from loadgen.requests import chat, stream
@@ -51,9 +51,7 @@ def load_figures(server: ServerProcess, load: Load, *, timeout_s: float = 60.0) 
     return dict(figures_of(document))
 
 
-def chats(
-    connections: int, user: Callable[[User], Script] | None = None
-) -> Callable[[ServerProcess, float], dict[str, float]]:
+def chats(connections: int, user: Callable[[User], Script] | None = None) -> Measure:
     """So many clients that chat as fast as they are answered, as `user` does, or each in one conversation.
 
     With one client, and a model that takes no time, what is left is the server's own, and the disk's.

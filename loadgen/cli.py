@@ -207,6 +207,9 @@ def compare_command(a: Path, b: Path, everything: bool, fail_on_worse: bool) -> 
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Store the ratios as a baseline."
 )
 @click.option(
+    "--beside", is_flag=True, help="With --save: keep what is stored, so that noise is that of several hours."
+)
+@click.option(
     "--check", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Hold against one."
 )
 def bench_command(
@@ -219,12 +222,15 @@ def bench_command(
     measured_in: Path,
     docs: Path | None,
     save: Path | None,
+    beside: bool,
     check: Path | None,
 ) -> None:
     """Measure the project's tables: transport, storage, chat, scale, guide; all of them where none is named.
 
     With --check it exits with 1 when a ratio is worse than the stored one beyond the noise.
     """
+    if beside and save is None:
+        raise click.UsageError("--beside goes with --save")
     plan = BenchPlan(rounds=rounds, seconds=seconds, only=only, servers=servers, folder=measured_in)
     worse: list[str] = []
     try:
@@ -235,7 +241,7 @@ def bench_command(
                 table = measure(name, plan, command + (f" --only {shlex.quote(only)}" if only else ""))
             for line in (line for row in table.rows for line in text_lines(row)):
                 click.echo(line)
-            worse += _keep(table, folder, docs, save, check)
+            worse += _keep(table, folder, docs, save, check, beside=beside)
     except TableError as exc:
         raise click.ClickException(str(exc)) from None
     for line in worse:
@@ -256,7 +262,13 @@ def _logs_apart() -> Iterator[None]:
 
 
 def _keep(
-    table: Table, folder: Path | None, docs: Path | None, save: Path | None, check: Path | None
+    table: Table,
+    folder: Path | None,
+    docs: Path | None,
+    save: Path | None,
+    check: Path | None,
+    *,
+    beside: bool,
 ) -> list[str]:
     """Write a table wherever it is wanted; what is worse than in the baseline."""
     if folder is not None:
@@ -266,5 +278,5 @@ def _keep(
         write_docs(table, docs)
     worse = [] if check is None else list(regressions(table, read_baseline(check).get(table.name, {})))
     if save is not None:
-        save_baseline(table, save)
+        save_baseline(table, save, beside=beside)
     return worse

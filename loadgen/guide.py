@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 import trio
 
-from loadgen.bench import Scenario, fan_out, idle_memory, rows
+from loadgen.bench import InTurns, Measure, Scenario, fan_out, idle_memory, rows
 from loadgen.chatbench import chats, load_figures
 from loadgen.requests import chat, ping
 from loadgen.scenario import Scenario as Load
@@ -168,7 +168,7 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
     def line(
         name: str,
         unit: str,
-        figure: Callable[[ServerProcess, float], dict[str, float]],
+        figure: Measure | InTurns,
         promise: float,
         note: str,
         *,

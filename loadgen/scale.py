@@ -1,8 +1,8 @@
 """`loadgen bench scale`: is the load generator itself fast enough? Against the fastest peer there is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from loadgen.bench import Scenario, rows
+from loadgen.bench import Measure, Scenario, rows
 from loadgen.chatbench import load_figures
 from loadgen.requests import ping
 from loadgen.scenario import Scenario as Load
@@ -15,7 +15,7 @@ RATE = 10_000.0
 WARM_UP_S = 1.0
 
 
-def _pings_at(rate: float) -> Callable[[ServerProcess, float], dict[str, float]]:
+def _pings_at(rate: float) -> Measure:
     def measure_rate(server: ServerProcess, seconds: float) -> dict[str, float]:
         load = Load(
             name="scale",

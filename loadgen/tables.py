@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import orjson
@@ -31,6 +31,10 @@ TIMES = ("us", "ms")
 """How the unit of a time ends."""
 NOISE_FLOOR = 0.15
 """A ratio may be off by this share of the stored one, however alike the rounds were."""
+
+
+Baseline = Mapping[str, Mapping[str, Sequence[float]]]
+"""The ratios of a table's rounds, by row and mark."""
 
 
 class TableError(Exception):
@@ -96,17 +100,11 @@ class Row:
         """Whether the ratio is below its mark."""
         return mark.at_least is not None and self.ratio(mark) < mark.at_least
 
-    def extremes(self, mark: Mark) -> tuple[float, float]:
-        """The worst and the best of the rounds' own ratios."""
+    def ratios(self, mark: Mark) -> list[float]:
+        """Each round's own."""
         ours = self.rounds[mark.ours]
         others = self.rounds.get(mark.other) or [self.value(mark.other)] * len(ours)
-        ratios = [self._in_favour(a, b) for a, b in zip(ours, others, strict=True)]
-        return min(ratios), max(ratios)
-
-    def spread(self, mark: Mark) -> float:
-        """Between these two."""
-        worst, best = self.extremes(mark)
-        return best - worst
+        return [self._in_favour(a, b) for a, b in zip(ours, others, strict=True)]
 
     def _in_favour(self, ours: float, other: float) -> float:
         above, below = (ours, other) if self.more_is_better else (other, ours)
@@ -220,8 +218,8 @@ def _label(first: Row, row: Row, mark: Mark, server: str) -> str | None:
 def _ratio(row: Row, mark: Mark, *, with_extremes: bool = False) -> str:
     text = f"{row.ratio(mark):.2f}"
     if with_extremes:
-        worst, best = row.extremes(mark)
-        text += f" ({worst:.2f} to {best:.2f})"
+        ratios = row.ratios(mark)
+        text += f" ({min(ratios):.2f} to {max(ratios):.2f})"
     if mark.at_least is not None:
         missed = ": **missed**" if row.is_missed(mark) else ""
         text += f"; {mark.at_least:.3g}{missed}" if with_extremes else f" ({mark.at_least:.3g}{missed})"
@@ -243,24 +241,21 @@ def write_docs(table: Table, file: Path) -> None:
     file.write_text(f"{before}{begin}\n{markdown(table)}\n{end}{after}", encoding="utf-8")
 
 
-def baseline_of(table: Table) -> dict[str, dict[str, dict[str, float]]]:
-    """Ratios, and how far the rounds were apart: what is stored. Not times, nor ratios to a time that nobody
-    measured: those are the machine's."""
+def baseline_of(table: Table) -> Baseline:
+    """Each round's ratios: what is stored. Neither times nor ratios to a time that nobody measured: those are
+    the machine's."""
     kept = [
         (row, [mark for mark in row.marks if mark.other in row.rounds or not row.unit.endswith(TIMES)])
         for row in table.rows
     ]
     return {
-        row.title: {
-            mark.name: {"ratio": round(row.ratio(mark), 4), "spread": round(row.spread(mark), 4)}
-            for mark in marks
-        }
+        row.title: {mark.name: [round(ratio, 4) for ratio in row.ratios(mark)] for mark in marks}
         for row, marks in kept
         if marks
     }
 
 
-def regressions(table: Table, baseline: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
+def regressions(table: Table, baseline: Baseline) -> Iterator[str]:
     """Ratios that are worse than the stored ones by more than the noise of either. Rows that only one of the
     two has are passed over."""
     for row in table.rows:
@@ -268,16 +263,16 @@ def regressions(table: Table, baseline: Mapping[str, Mapping[str, Mapping[str, f
             stored = baseline.get(row.title, {}).get(mark.name)
             if stored is None:
                 continue
-            noise = max(stored["spread"], row.spread(mark), NOISE_FLOOR * stored["ratio"])
-            ratio = row.ratio(mark)
-            if ratio < stored["ratio"] - noise:
+            ratios, was = row.ratios(mark), statistics.median(stored)
+            noise = max(max(stored) - min(stored), max(ratios) - min(ratios), NOISE_FLOOR * was)
+            ratio = statistics.median(ratios)
+            if ratio < was - noise:
                 yield (
-                    f"{row.title}: {mark.name} is {ratio:.2f} and was {stored['ratio']:.2f}, "
-                    f"with a noise of {noise:.2f}"
+                    f"{row.title}: {mark.name} is {ratio:.2f} and was {was:.2f}, with a noise of {noise:.2f}"
                 )
 
 
-def read_baseline(file: Path) -> dict[str, Any]:
+def read_baseline(file: Path) -> dict[str, Baseline]:
     """All tables' baselines, by name; empty where there is no file yet. Raises `TableError`."""
     if not file.exists():
         return {}
@@ -285,12 +280,40 @@ def read_baseline(file: Path) -> dict[str, Any]:
         found = orjson.loads(file.read_bytes())
     except orjson.JSONDecodeError:
         raise TableError(f"{file} is no JSON") from None
-    if not isinstance(found, dict):
-        raise TableError(f"{file} is no baseline")
-    return found
+    if not _is_baselines(found):
+        raise TableError(f"{file} is no baseline, or one of another version")
+    return cast(dict[str, Baseline], found)
 
 
-def save_baseline(table: Table, file: Path) -> None:
-    """Store a table's ratios beside those of others."""
-    whole = {**read_baseline(file), table.name: baseline_of(table)}
+def _is_baselines(found: object) -> bool:
+    """Numbers in lists, three names down."""
+    level = [found]
+    for _ in range(3):
+        if not all(isinstance(each, dict) for each in level):
+            return False
+        level = [inner for each in level for inner in cast(dict[str, object], each).values()]
+    return all(
+        isinstance(ratios, list) and ratios and all(isinstance(ratio, float | int) for ratio in ratios)
+        for ratios in level
+    )
+
+
+def save_baseline(table: Table, file: Path, *, beside: bool = False) -> None:
+    """Store a table's ratios beside those of other tables, and with `beside` also beside this one's earlier
+    ones: rounds of one hour say nothing of how far a machine moves in a day."""
+    stored = read_baseline(file)
+    new = baseline_of(table)
+    if beside:
+        new = _joined(stored.get(table.name, {}), new)
+    whole = {**stored, table.name: new}
     file.write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
+
+
+def _joined(earlier: Baseline, later: Baseline) -> Baseline:
+    return {
+        title: {
+            name: [*earlier.get(title, {}).get(name, ()), *later.get(title, {}).get(name, ())]
+            for name in {**earlier.get(title, {}), **later.get(title, {})}
+        }
+        for title in {**earlier, **later}
+    }

@@ -228,12 +228,18 @@ def ping_loop(
     return latencies
 
 
-def broadcast(connections: list[WireConnection], *, size_bytes: int, rounds: int) -> "array[float]":
-    """One connection publishes to all others: the seconds until the last has it, for each round."""
-    publisher, *subscribers = connections
-    topic = "bench"
-    for subscriber in subscribers:
+def subscribe(connections: list[WireConnection], topic: str) -> None:
+    """All but the first, which is the publisher, hear of `topic` from now on."""
+    for subscriber in connections[1:]:
         subscriber.call("events.subscribe", {"topics": [topic]})
+
+
+def broadcast(
+    connections: list[WireConnection], topic: str, *, size_bytes: int, rounds: int
+) -> "array[float]":
+    """The first connection publishes to those that `subscribe` made hear: the seconds until the last of them
+    has it, for each round. Raises `WrongAnswer`."""
+    publisher, *subscribers = connections
     epoll = select.epoll()
     by_fd = {connection.fileno(): connection for connection in connections}
     for fd in by_fd:

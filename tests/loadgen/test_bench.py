@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from loadgen import bench
-from loadgen.bench import TURNS, Scenario, Turn, rows, scenarios
+from loadgen.bench import TURNS, InTurns, Scenario, Turn, rows, scenarios
 from loadgen.servers import OURS, PEERS, running_all
 from loadgen.tables import BenchPlan, TableError
 from loadgen.wire import WrongAnswer
@@ -84,7 +84,7 @@ def test_where_turns_are_short_all_servers_are_up_and_nobody_is_always_first(
         up.remove(server.name)
 
     monkeypatch.setattr(bench, "running_all", running_all)
-    line = scenario(measure=None, in_turns=prepare, settings={"llm.max_queue": 1})
+    line = scenario(measure=InTurns(prepare), settings={"llm.max_queue": 1})
     (row,) = rows([line], BenchPlan(rounds=2, seconds=3.0))
     assert [seconds for _, seconds in asked] == [3.0 / TURNS] * (2 * 2 * TURNS)
     assert [name for name, _ in asked[:5]] == ["sansio", "aiohttp", "aiohttp", "sansio", "sansio"]

@@ -8,7 +8,7 @@ import pytest
 
 from loadgen import servers
 from loadgen.servers import OURS, PEERS, running
-from loadgen.wire import broadcast, connected, ping_loop
+from loadgen.wire import broadcast, connected, ping_loop, subscribe
 
 NEEDS = {"aiohttp": "aiohttp", "before": "aiohttp", "uvicorn": "uvicorn", "picows": "picows"}
 pytestmark = pytest.mark.slow
@@ -42,7 +42,8 @@ def test_each_answers_pings_and_is_gone_afterwards(name: str) -> None:
 def test_each_broadcasts_to_everybody_else(name: str) -> None:
     needs(name)
     with running(name) as server, connected(server.url, 4) as clients:
-        assert len(broadcast(clients, size_bytes=500, rounds=3)) == 3
+        subscribe(clients, "tests")
+        assert len(broadcast(clients, "tests", size_bytes=500, rounds=3)) == 3
 
 
 def test_one_that_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,15 @@ import orjson
 import pytest
 
 from loadgen import wire
-from loadgen.wire import WireConnection, WrongAnswer, broadcast, connected, ping_loop, request_frame
+from loadgen.wire import (
+    WireConnection,
+    WrongAnswer,
+    broadcast,
+    connected,
+    ping_loop,
+    request_frame,
+    subscribe,
+)
 
 Answer = Callable[[dict[str, Any]], list[bytes]]
 
@@ -176,7 +184,8 @@ def test_a_broadcast_that_reached_others_than_it_should_is_wrong() -> None:
         connected(server.url, 3) as clients,
         pytest.raises(WrongAnswer, match="delivered"),
     ):
-        broadcast(clients, size_bytes=10, rounds=1)
+        subscribe(clients, "tests")
+        broadcast(clients, "tests", size_bytes=10, rounds=1)
 
 
 def test_a_request_is_a_masked_frame_of_either_length() -> None:
