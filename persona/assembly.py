@@ -102,6 +102,21 @@ class Server:
             await self.web.drain()
 
 
+@attrs.frozen(kw_only=True)
+class Services:
+    """What the calls are made of."""
+
+    sessions: Sessions
+    hub: Hub
+    personas: Personas
+    conversations: Conversations
+    background: Background
+    circuit: CircuitBreaker
+    backend: Backend
+    scheduler: Scheduler
+    chat: Chat
+
+
 def assemble(
     settings: Settings,
     database: Database,
@@ -111,117 +126,30 @@ def assemble(
     metrics: Metrics,
     births: Births,
 ) -> Server:
-    limits, started_at = settings.limits, now()
-    sessions = Sessions()
+    """The whole server, nothing of which runs yet."""
     metrics.registry.register(DatabaseFigures(database.statistics))
-    hub = Hub(encode=jsonrpc.encode_notification, now=now)
-
-    def on_change(what: str, persona: Persona) -> None:
-        hub.publish("personas", f"persona.{what}", PersonaDetail.of(persona))
-
-    def on_deleted(conversation_id: str, turn_ids: frozenset[int] | None) -> None:
-        chat.end_turns(conversation_id, turn_ids)
-        if turn_ids is None:
-            for session in sessions:
-                session.forget_conversation(conversation_id)
-
-    personas = Personas(database, recovery_s=settings.personas.recovery_s, now=now, on_change=on_change)
-    conversations = Conversations(database, now=now, on_deleted=on_deleted)
-    background = Background(
-        queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
-    )
-    circuit = CircuitBreaker(
-        failures=settings.llm.breaker_failures, open_s=settings.llm.breaker_open_s, metrics=metrics, now=now
-    )
-    backend = RetryingBackend(backend, circuit, max_retries=settings.llm.max_retries, metrics=metrics)
-    scheduler = Scheduler(
-        slots=settings.llm.max_concurrency,
-        max_queue=settings.llm.max_queue,
-        max_queue_wait_s=settings.llm.max_queue_wait_s,
-        admit=circuit.check,
-        metrics=metrics,
-    )
-    budget = ContextBudget(backend, configured_tokens=settings.llm.context_tokens)
-    chat = Chat(
-        database=database,
-        backend=backend,
-        personas=personas,
-        scheduler=scheduler,
-        budget=budget,
-        summaries=Summaries(
-            database=database,
-            backend=backend,
-            scheduler=scheduler,
-            background=background,
-            budget=budget,
-            now=now,
-        ),
-        metrics=metrics,
-        first_token_timeout_s=settings.llm.first_token_timeout_s,
-        now=now,
-    )
-
-    def figures() -> SystemFigures:
-        return SystemFigures(
-            status="draining" if dispatcher.draining else "ok",
-            uptime_s=now() - started_at,
-            connections=len(listener.connections),
-            memory_bytes=metrics.value("resident_memory_bytes"),
-        )
-
-    # Made once: to make it takes milliseconds, and a batch may ask for it fifty times.
-    @cache
-    def document() -> dict[str, Any]:
-        url = f"ws://{settings.server.host}:{settings.server.port}{PATH}"
-        return openrpc_document(registry.specs(), version=__version__, url=url)
-
-    server_info = ServerInfo(
-        name="persona", version=__version__, engine=settings.server.engine, llm=backend.provider
-    )
+    services = _services(settings, database, backend, now, metrics)
+    background, scheduler, hub = services.background, services.scheduler, services.hub
     pace = open_pace()
-    turns = TurnCalls(personas, conversations, chat, pace, now)
-    model_watch = ModelWatch(backend)
-
-    async def release_memory() -> None:
-        # A connection and its engine know each other, so those that have gone wait for the collector.
-        gc.collect()
-        await database.release_memory()
-
+    model_watch = ModelWatch(services.backend)
+    # They tell of the whole, which is made of what tells it to clients; so they are asked for late.
     observer = Observer(
         metrics_of=lambda window_s, for_admin: monitor.metrics(window_s, for_admin=for_admin),
         births=births,
         requests_of=lambda session_id: sampler.requests_of(session_id),  # noqa: PLW0108 - made below
     )
-    registry = Registry(
-        [
-            PersonaMethods(personas, conversations),
-            ChatMethods(turns),
-            ConversationMethods(personas, conversations, turns),
-            SessionMethods(personas, hub, _announced(limits), server_info),
-            SystemMethods(
-                personas=personas,
-                conversations=conversations,
-                backend=backend,
-                circuit=circuit,
-                hub=hub,
-                metrics=metrics,
-                figures=figures,
-                observed=observer,
-                document=document,
-                now=now,
-            ),
-        ]
-    )
+    figures = _figures(now, metrics, lambda: dispatcher.draining, lambda: len(listener.connections))
+    registry = _registry(settings, services, pace, observer, figures, metrics, now)
     dispatcher = Dispatcher(
         registry,
-        limits,
+        settings.limits,
         metrics,
         logs_requests=settings.log.level == "debug",
         slow_request_s=settings.log.slow_request_s,
     )
     listener = Listener(
         settings,
-        sessions=sessions,
+        sessions=services.sessions,
         dispatcher=dispatcher,
         hub=hub,
         metrics=metrics,
@@ -234,19 +162,13 @@ def assemble(
         database=database,
         background=background,
         scheduler=scheduler,
-        circuit=circuit,
+        circuit=services.circuit,
         model_watch=model_watch,
     )
+    memory = _memory_guard(settings.limits, database, background, listener, metrics, resident_bytes)
     monitor = Monitor(
         settings.monitor,
-        memory=MemoryGuard(
-            soft_limit_mb=limits.memory_soft_limit_mb,
-            hard_limit_mb=limits.memory_limit_mb,
-            resident_bytes=resident_bytes,
-            shed=listener.shed,
-            drop_caches=lambda: background.submit("release_memory", release_memory, Importance.NORMAL),
-            metrics=metrics,
-        ),
+        memory=memory,
         look=sampler.look,
         heaviest=sampler.heaviest,
         capacities=capacities(settings),
@@ -256,6 +178,171 @@ def assemble(
         metrics=metrics,
         now=now,
     )
+    return Server(
+        settings=settings,
+        metrics=metrics,
+        sessions=services.sessions,
+        registry=registry,
+        personas=services.personas,
+        background=background,
+        retention=Retention(
+            database, sessions=services.sessions, background=background, metrics=metrics, now=now
+        ),
+        scheduler=scheduler,
+        monitor=monitor,
+        observer=observer,
+        model_watch=model_watch,
+        pace=pace,
+        listener=listener,
+        web=_web(settings, database, listener, metrics),
+    )
+
+
+def _services(
+    settings: Settings, database: Database, backend: Backend, now: Now, metrics: Metrics
+) -> Services:
+    llm = settings.llm
+    sessions = Sessions()
+    hub = Hub(encode=jsonrpc.encode_notification, now=now)
+
+    def on_change(what: str, persona: Persona) -> None:
+        hub.publish("personas", f"persona.{what}", PersonaDetail.of(persona))
+
+    personas = Personas(database, recovery_s=settings.personas.recovery_s, now=now, on_change=on_change)
+    background = Background(
+        queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
+    )
+    circuit = CircuitBreaker(
+        failures=llm.breaker_failures, open_s=llm.breaker_open_s, metrics=metrics, now=now
+    )
+    backend = RetryingBackend(backend, circuit, max_retries=llm.max_retries, metrics=metrics)
+    scheduler = Scheduler(
+        slots=llm.max_concurrency,
+        max_queue=llm.max_queue,
+        max_queue_wait_s=llm.max_queue_wait_s,
+        admit=circuit.check,
+        metrics=metrics,
+    )
+    budget = ContextBudget(backend, configured_tokens=llm.context_tokens)
+    summaries = Summaries(
+        database=database,
+        backend=backend,
+        scheduler=scheduler,
+        background=background,
+        budget=budget,
+        now=now,
+    )
+    chat = Chat(
+        database=database,
+        backend=backend,
+        personas=personas,
+        scheduler=scheduler,
+        budget=budget,
+        summaries=summaries,
+        metrics=metrics,
+        first_token_timeout_s=llm.first_token_timeout_s,
+        now=now,
+    )
+
+    def on_deleted(conversation_id: str, turn_ids: frozenset[int] | None) -> None:
+        chat.end_turns(conversation_id, turn_ids)
+        if turn_ids is None:
+            for session in sessions:
+                session.forget_conversation(conversation_id)
+
+    return Services(
+        sessions=sessions,
+        hub=hub,
+        personas=personas,
+        conversations=Conversations(database, now=now, on_deleted=on_deleted),
+        background=background,
+        circuit=circuit,
+        backend=backend,
+        scheduler=scheduler,
+        chat=chat,
+    )
+
+
+def _figures(
+    now: Now, metrics: Metrics, is_draining: Callable[[], bool], connections: Callable[[], int]
+) -> Callable[[], SystemFigures]:
+    started_at = now()
+    return lambda: SystemFigures(
+        status="draining" if is_draining() else "ok",
+        uptime_s=now() - started_at,
+        connections=connections(),
+        memory_bytes=metrics.value("resident_memory_bytes"),
+    )
+
+
+def _registry(
+    settings: Settings,
+    services: Services,
+    pace: Pace,
+    observer: Observer,
+    figures: Callable[[], SystemFigures],
+    metrics: Metrics,
+    now: Now,
+) -> Registry:
+    server, personas, conversations = settings.server, services.personas, services.conversations
+
+    # Made once: to make it takes milliseconds, and a batch may ask for it fifty times.
+    @cache
+    def document() -> dict[str, Any]:
+        url = f"ws://{server.host}:{server.port}{PATH}"
+        return openrpc_document(registry.specs(), version=__version__, url=url)
+
+    server_info = ServerInfo(
+        name="persona", version=__version__, engine=server.engine, llm=services.backend.provider
+    )
+    turns = TurnCalls(personas, conversations, services.chat, pace, now)
+    registry = Registry(
+        [
+            PersonaMethods(personas, conversations),
+            ChatMethods(turns),
+            ConversationMethods(personas, conversations, turns),
+            SessionMethods(personas, services.hub, _announced(settings.limits), server_info),
+            SystemMethods(
+                personas=personas,
+                conversations=conversations,
+                backend=services.backend,
+                circuit=services.circuit,
+                hub=services.hub,
+                metrics=metrics,
+                figures=figures,
+                observed=observer,
+                document=document,
+                now=now,
+            ),
+        ]
+    )
+    return registry
+
+
+def _memory_guard(
+    limits: LimitSettings,
+    database: Database,
+    background: Background,
+    listener: Listener,
+    metrics: Metrics,
+    resident_bytes: Callable[[], int],
+) -> MemoryGuard:
+    async def release_memory() -> None:
+        # A connection and its engine know each other, so those that have gone wait for the collector.
+        gc.collect()
+        await database.release_memory()
+
+    return MemoryGuard(
+        soft_limit_mb=limits.memory_soft_limit_mb,
+        hard_limit_mb=limits.memory_limit_mb,
+        resident_bytes=resident_bytes,
+        shed=listener.shed,
+        drop_caches=lambda: background.submit("release_memory", release_memory, Importance.NORMAL),
+        metrics=metrics,
+    )
+
+
+def _web(settings: Settings, database: Database, listener: Listener, metrics: Metrics) -> WebServer:
     site = Site(
         server=settings.server,
         websocket_path=PATH,
@@ -264,22 +351,7 @@ def assemble(
         asks_for_token=lambda: listener.asks_for_token,
         ask_database=lambda: database.write(lambda _: None),
     )
-    return Server(
-        settings=settings,
-        metrics=metrics,
-        sessions=sessions,
-        registry=registry,
-        personas=personas,
-        background=background,
-        retention=Retention(database, sessions=sessions, background=background, metrics=metrics, now=now),
-        scheduler=scheduler,
-        monitor=monitor,
-        observer=observer,
-        model_watch=model_watch,
-        pace=pace,
-        listener=listener,
-        web=WebServer(make_app(site, metrics), metrics, write_deadline_s=limits.write_deadline_s),
-    )
+    return WebServer(make_app(site, metrics), metrics, write_deadline_s=settings.limits.write_deadline_s)
 
 
 def _announced(limits: LimitSettings) -> dict[str, float]:
