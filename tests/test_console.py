@@ -1,4 +1,4 @@
-"""Standard input and output, and Ctrl-C; what a whole chat makes of them is in `test_terminal`."""
+"""Standard input and output, and Ctrl-C; what a whole chat makes of them is in `tests/terminal`."""
 
 import io
 import os
