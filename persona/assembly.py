@@ -20,7 +20,7 @@ from persona.llm.backend import Backend
 from persona.llm.breaker import CircuitBreaker
 from persona.llm.retry import RetryingBackend
 from persona.llm.watch import ModelWatch
-from persona.metrics import Metrics
+from persona.metrics import Metrics, reading
 from persona.model import Persona
 from persona.monitor.memory import MemoryGuard
 from persona.monitor.observer import Observer
@@ -271,7 +271,7 @@ def _figures(
         status="draining" if is_draining() else "ok",
         uptime_s=now() - started_at,
         connections=connections(),
-        memory_bytes=metrics.value("resident_memory_bytes"),
+        memory_bytes=reading(metrics.memory_bytes),
     )
 
 

@@ -10,7 +10,7 @@ from prometheus_client import Metric
 
 import persona
 from persona.config import MonitorSettings
-from persona.metrics import SECONDS, Distribution, Metrics, counts
+from persona.metrics import SECONDS, Distribution, Metrics, counts, reading
 from persona.monitor.rules import alert_rules
 from persona.storage.figures import DatabaseFigures
 from persona.storage.pool import open_database
@@ -140,3 +140,10 @@ def test_a_counters_values_by_its_label() -> None:
     metrics.errors.labels("conflict").inc(2)
     metrics.errors.labels("internal_error").inc()
     assert counts(metrics.errors) == {"conflict": 2, "internal_error": 1}
+
+
+def test_a_metric_without_labels_is_read_by_itself() -> None:
+    metrics = Metrics()
+    metrics.tokens.inc(3)
+    metrics.memory_bytes.set(4096)
+    assert (reading(metrics.tokens), reading(metrics.memory_bytes)) == (3.0, 4096.0)

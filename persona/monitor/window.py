@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import attrs
 
-from persona.metrics import SECONDS, Distribution, Metrics, counts
+from persona.metrics import SECONDS, Distribution, Metrics, counts, reading
 
 K = TypeVar("K")
 
@@ -102,7 +102,7 @@ class Snapshot:
             seconds={method: Counted.of(durations) for method, durations in seconds},
             errors=counts(metrics.errors),
             closed=counts(metrics.closed),
-            tokens=metrics.value("tokens_generated_total"),
+            tokens=reading(metrics.tokens),
             first_token=Counted.of(metrics.first_token_seconds.durations),
             llm=Counted.of(metrics.llm_seconds.durations),
             resident_bytes=resident_bytes,
