@@ -80,6 +80,7 @@ class InteractionState:
     interaction_fatigue: float = 0.0
     interest_level: float = 50.0
     cooldown_until: float | None = None
+    """When the last rest ends, or ended."""
 
 
 @attrs.frozen(kw_only=True)

@@ -9,11 +9,12 @@ With `R` = `personas.recovery_s`, `dt` = seconds passed, cap = the persona's res
 * social energy and available time grow linearly: `min(cap, x + cap * dt / R)`;
 * fatigue halves, and interest halves its distance to 50, every `R / 2` seconds.
 
-A turn costs `0.2 + tokens / 1000` energy, its processing time in available time, and adds one
-point of fatigue. A persona whose energy or time runs out rests for `R / 5` seconds; turns that
-were under way when it began to rest do not lengthen the rest, so a `retry_after_s` once given
-holds. One user alone never meets this: a lone conversation spends at most one second a second,
-and available time comes back at least that fast for every persona with a cap of `R` or more.
+A turn costs `0.2 + tokens / 1000` energy, the time it had the model in available time, and adds one
+point of fatigue. Time that a turn waited is nobody's talk, and costs nothing. A persona whose energy
+or time runs out rests for `R / 5` seconds; turns that were let in before it began to rest neither
+lengthen the rest nor begin another, so a `retry_after_s` once given holds. One user alone never meets
+this: a lone conversation spends at most one second a second, and available time comes back meanwhile,
+at least that fast for every persona with a cap of `R` or more.
 """
 
 import re
@@ -48,7 +49,6 @@ def advance(state: InteractionState, persona: Persona, *, now: float, recovery_s
     passed = max(0.0, now - state.as_of)
     faded = 0.5 ** (passed / (recovery_s / 2))
     energy_cap, time_cap = persona.max_social_energy, persona.max_available_time_s
-    resting = state.cooldown_until is not None and state.cooldown_until > now
     return attrs.evolve(
         state,
         as_of=max(now, state.as_of),
@@ -56,7 +56,6 @@ def advance(state: InteractionState, persona: Persona, *, now: float, recovery_s
         available_time_s=min(time_cap, state.available_time_s + time_cap * passed / recovery_s),
         interaction_fatigue=state.interaction_fatigue * faded,
         interest_level=NEUTRAL_INTEREST + (state.interest_level - NEUTRAL_INTEREST) * faded,
-        cooldown_until=state.cooldown_until if resting else None,
     )
 
 
@@ -64,26 +63,35 @@ def after_turn(
     state: InteractionState,
     persona: Persona,
     *,
+    now: float,
     line: str,
     tokens_used: int,
-    processing_time_s: float,
+    took_s: float,
+    talked_s: float,
     recovery_s: float,
 ) -> InteractionState:
-    """`state`, already advanced to now, after one more turn about `line`."""
+    """`state` as it is at `now`, after one more turn about `line`, which was let in `took_s` ago and had the
+    model for `talked_s`."""
+    after = advance(state, persona, now=now, recovery_s=recovery_s)
     if recovery_s == 0:
-        return attrs.evolve(state, interest_level=interest_in(persona, line))
-    energy = max(0.0, state.social_energy - ENERGY_PER_TURN - ENERGY_PER_TOKEN * tokens_used)
-    time_left = max(0.0, state.available_time_s - processing_time_s)
-    cooldown = state.cooldown_until
-    if cooldown is None and (energy == 0 or time_left == 0):
-        cooldown = state.as_of + REST_SHARE * recovery_s
+        return attrs.evolve(after, interest_level=interest_in(persona, line))
+    energy = max(0.0, after.social_energy - ENERGY_PER_TURN - ENERGY_PER_TOKEN * tokens_used)
+    # It recovers while it talks. To charge the talk at its end would take from a rested persona, which has
+    # nothing to recover, what one that is never rested keeps.
+    before = advance(state, persona, now=now - talked_s, recovery_s=recovery_s)
+    time_cap = persona.max_available_time_s
+    gained_s = time_cap * (after.as_of - before.as_of) / recovery_s
+    time_left = min(time_cap, max(0.0, before.available_time_s + gained_s - talked_s))
+    rested_at = state.cooldown_until
+    if (energy == 0 or time_left == 0) and (rested_at is None or now - took_s >= rested_at):
+        rested_at = after.as_of + REST_SHARE * recovery_s
     return attrs.evolve(
-        state,
+        after,
         social_energy=energy,
         available_time_s=time_left,
-        interaction_fatigue=min(MAX_FATIGUE, state.interaction_fatigue + 1),
-        interest_level=(state.interest_level + interest_in(persona, line)) / 2,
-        cooldown_until=cooldown,
+        interaction_fatigue=min(MAX_FATIGUE, after.interaction_fatigue + 1),
+        interest_level=(after.interest_level + interest_in(persona, line)) / 2,
+        cooldown_until=rested_at,
     )
 
 
@@ -100,7 +108,7 @@ def interest_in(persona: Persona, line: str) -> float:
 
 def cooldown_remaining_s(state: InteractionState) -> float:
     """Seconds until an advanced state's persona is available again; 0 when it is."""
-    return max(0.0, state.cooldown_until - state.as_of) if state.cooldown_until else 0.0
+    return 0.0 if state.cooldown_until is None else max(0.0, state.cooldown_until - state.as_of)
 
 
 def require_available(state: InteractionState, persona: Persona) -> None:

@@ -138,6 +138,7 @@ class Chat:
                 observer.delta(opening.stored.content)
                 return TurnAnswer.stored(opening.stored)
             availability.require_available(self._personas.state(request.persona), request.persona)
+            draft.admitted_at = trio.current_time()
             # A line that no prompt can hold is refused before it waits for the model.
             framed = self._frame(request, opening, draft.budget_tokens)
             observer.started(opening.line)
@@ -208,6 +209,7 @@ class Chat:
         draft: Draft,
     ) -> None:
         async with self._scheduler.slot(request.party, observer.queued):
+            draft.talks_since = trio.current_time()
             # Not before: another branch may be chosen while it waits for the model.
             context, draft.spot = await self._database.read(lambda conn: find_context(conn, request, opening))
             prompt = build_messages(framed, context.history, summary=context.summary)
@@ -285,7 +287,8 @@ class Chat:
             request.persona,
             line=opening.line,
             tokens_used=tokens_used,
-            processing_time_s=processing_time_s,
+            took_s=now - draft.admitted_at,
+            talked_s=now - draft.talks_since,
         )
         figures = self._figures(request, draft, state, processing_time_s)
         said_at = self._now()

@@ -125,15 +125,19 @@ class Personas:
         return availability.cooldown_remaining_s(self.state(persona)) == 0
 
     def record_turn(
-        self, persona: Persona, *, line: str, tokens_used: int, processing_time_s: float
+        self, persona: Persona, *, line: str, tokens_used: int, took_s: float, talked_s: float
     ) -> InteractionState:
-        """Let a turn take its toll, in memory; its caller puts it on disk, with the turn."""
+        """Let a turn take its toll, in memory; its caller puts it on disk, with the turn. For the figures see
+        `availability.after_turn`."""
+        now = self._now()
         state = availability.after_turn(
-            self.state(persona),
+            self._states.get(persona.id) or availability.rested(persona, now - talked_s),
             persona,
+            now=now,
             line=line,
             tokens_used=tokens_used,
-            processing_time_s=processing_time_s,
+            took_s=took_s,
+            talked_s=talked_s,
             recovery_s=self._recovery_s,
         )
         if persona.id in self._by_id:

@@ -6,6 +6,7 @@ first). In each case what is there already stays as it is.
 """
 
 import hashlib
+import math
 import sqlite3
 from typing import Any, Protocol
 
@@ -133,6 +134,9 @@ class Draft:
     """An answer in the making."""
 
     started_at: float
+    admitted_at: float = math.inf
+    """When the persona let it in; `talks_since` is when it got the model. On trio's clock, as all here."""
+    talks_since: float = math.inf
     budget_tokens: int = 0
     """What the prompt may take."""
     context: Context | None = None

@@ -37,9 +37,25 @@ def states(now: float = 0.0) -> st.SearchStrategy[InteractionState]:
 
 
 def turn(
-    state: InteractionState, *, tokens: int = 0, took_s: float = 0.0, line: str = "hm"
+    state: InteractionState,
+    *,
+    at: float | None = None,
+    tokens: int = 0,
+    took_s: float = 0.0,
+    talked_s: float | None = None,
+    line: str = "hm",
 ) -> InteractionState:
-    return av.after_turn(state, KIRA, line=line, tokens_used=tokens, processing_time_s=took_s, recovery_s=R)
+    """`at` is when it ends; it had the model all the time unless `talked_s` says less."""
+    return av.after_turn(
+        state,
+        KIRA,
+        now=state.as_of if at is None else at,
+        line=line,
+        tokens_used=tokens,
+        took_s=took_s,
+        talked_s=took_s if talked_s is None else talked_s,
+        recovery_s=R,
+    )
 
 
 @given(states(), seconds, seconds)
@@ -61,7 +77,7 @@ def test_everything_recovers_with_time(state: InteractionState) -> None:
     assert later.social_energy == KIRA.max_social_energy
     assert later.available_time_s == KIRA.max_available_time_s
     assert later.interaction_fatigue == pytest.approx(state.interaction_fatigue / 4)
-    assert later.cooldown_until is None
+    assert av.cooldown_remaining_s(later) == 0
 
 
 def test_a_wall_clock_that_steps_back_changes_nothing() -> None:
@@ -78,30 +94,54 @@ def test_an_exhausted_persona_rests_and_keeps_its_word() -> None:
     retry_after_s = caught.value.retry_after_s
     assert retry_after_s == R / 5
     # A turn that was under way does not lengthen the rest.
-    meanwhile = turn(av.advance(state, KIRA, now=30.0, recovery_s=R), tokens=1_000_000)
+    meanwhile = turn(state, at=30.0, tokens=1_000_000)
     just_before = av.advance(meanwhile, KIRA, now=retry_after_s - 0.01, recovery_s=R)
     with pytest.raises(PersonaUnavailable):
         av.require_available(just_before, KIRA)
     av.require_available(av.advance(meanwhile, KIRA, now=retry_after_s, recovery_s=R), KIRA)
 
 
+@given(st.floats(0, 200), st.floats(0, 100))
+def test_a_turn_let_in_before_a_rest_begins_none_however_late_it_ends(late_s: float, before_s: float) -> None:
+    state = turn(av.rested(KIRA, 0.0), tokens=1_000_000)
+    rested_at = R / 5
+    ends_at = rested_at + late_s
+    state = turn(state, at=ends_at, tokens=1_000_000, took_s=ends_at + before_s)
+    assert av.cooldown_remaining_s(state) == 0
+    av.require_available(state, KIRA)
+    # The next one that exhausts it does.
+    exhausted = turn(state, at=ends_at + 1, tokens=1_000_000, took_s=0.5)
+    assert av.cooldown_remaining_s(exhausted) == pytest.approx(R / 5)
+
+
 def test_time_runs_out_as_energy_does() -> None:
-    state = turn(av.rested(KIRA, 0.0), took_s=301.0)
+    state = av.rested(KIRA, 0.0)
+    for _ in range(4):  # four at once
+        state = turn(state, at=100.0, took_s=100.0)
     assert av.cooldown_remaining_s(state) == R / 5
     assert av.continue_score(state, KIRA) == 0.0
 
 
-def test_a_lone_user_never_meets_it() -> None:
+@pytest.mark.parametrize("took_s", [5.0, 299.0, 300.0, 1000.0])
+def test_a_lone_user_never_meets_it(took_s: float) -> None:
     state = av.rested(KIRA, 0.0)
-    for second in range(0, 3600, 5):
-        state = av.advance(state, KIRA, now=float(second), recovery_s=R)
+    for number in range(20):
+        state = turn(state, at=(number + 1) * took_s, tokens=200, took_s=took_s)
         av.require_available(state, KIRA)
-        state = turn(state, tokens=200, took_s=5.0)
+
+
+def test_a_lone_user_who_asks_for_everything_at_once_does_not_meet_it_either() -> None:
+    state = av.rested(KIRA, 0.0)
+    for number in range(100):  # one after the other, each having waited for all those before
+        state = turn(state, at=5.0 * (number + 1), tokens=200, took_s=5.0 * (number + 1), talked_s=5.0)
+        av.require_available(state, KIRA)
 
 
 def test_without_recovery_nobody_tires() -> None:
     state = av.rested(KIRA, 0.0)
-    state = av.after_turn(state, KIRA, line="x", tokens_used=10**6, processing_time_s=10**6, recovery_s=0)
+    state = av.after_turn(
+        state, KIRA, now=0.0, line="x", tokens_used=10**6, took_s=10**6, talked_s=10**6, recovery_s=0
+    )
     av.require_available(state, KIRA)
     assert av.advance(state, KIRA, now=1.0, recovery_s=0).social_energy == 80.0
 

@@ -138,7 +138,7 @@ async def test_what_cannot_begin_is_refused_and_nothing_stays_taken(
                 nursery.start_soon(stage.say, "Hello", await stage.begin())
             await wait_all_tasks_blocked()
         if error is PersonaUnavailable:
-            stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, processing_time_s=0)
+            stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, took_s=0, talked_s=0)
         with pytest.raises(error) as caught:
             await stage.say(line, conversation_id, watcher=watcher)
         assert caught.value.details is None
@@ -256,7 +256,7 @@ async def test_a_line_sent_again_gets_the_answer_given_before(autojump_clock: Mo
         conversation_id, watcher = await stage.begin(), Watcher()
         first = await stage.say("Hello", conversation_id, client_msg_id="m1")
         # Not even a persona that rests has to think about it.
-        stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, processing_time_s=0)
+        stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, took_s=0, talked_s=0)
         assert await stage.say("Hello", conversation_id, client_msg_id="m1", watcher=watcher) == first
         assert watcher.told == ["started", "Well met."]
         assert len(stage.model.asked) == 1
@@ -396,6 +396,21 @@ async def test_only_the_newest_turns_that_fit_go_into_the_prompt(autojump_clock:
         assert budget <= 1200 - 200 < budget + 2 * (100 + MESSAGE_OVERHEAD_TOKENS)
         assert [message.role for message in history] == ["user", "assistant"] * (len(history) // 2)
         assert history[0].content[:2] == f"{11 - len(history) // 2:02}"
+
+
+async def test_what_a_turn_waits_is_not_charged_as_talk(autojump_clock: MockClock) -> None:
+    async with open_stage(slots=1, max_queue=64) as stage:
+        conversation_id, answers = await stage.begin(), list[TurnAnswer]()
+
+        async def say(number: int) -> None:
+            answers.append(await stage.say(str(number), conversation_id, watcher=Watcher()))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):  # the last waits for three minutes
+                nursery.start_soon(say, number)
+        # A second of talk a second, and as much recovered meanwhile.
+        assert {round(answer.available_time_s, 1) for answer in answers} == {stage.aria.max_available_time_s}
+        assert max(answer.processing_time_s for answer in answers) == pytest.approx(180)
 
 
 @pytest.mark.parametrize(("max_tokens", "max_bytes", "length"), [(3, 10**6, 7), (1000, 10, 11)])

@@ -104,7 +104,7 @@ async def test_what_became_of_a_change_that_took_too_long_is_looked_up(
     change: str, happens: bool, autojump_clock: MockClock
 ) -> None:
     async with open_stage() as stage:
-        stage.personas.record_turn(stage.aria, line="", tokens_used=1000, processing_time_s=1)
+        stage.personas.record_turn(stage.aria, line="", tokens_used=1000, took_s=1, talked_s=1)
         if happens:
             stage.disk.answers_after_s = math.inf
         else:
@@ -217,7 +217,7 @@ async def test_who_is_deleted_meanwhile_is_not_brought_back(later: str, autojump
 async def test_a_turn_tires_and_the_state_outlives_a_restart(autojump_clock: MockClock) -> None:
     async with open_stage() as stage:
         rested = stage.personas.state(stage.aria)
-        tired = stage.personas.record_turn(stage.aria, line="", tokens_used=50_000, processing_time_s=9)
+        tired = stage.personas.record_turn(stage.aria, line="", tokens_used=50_000, took_s=9, talked_s=9)
         assert tired.social_energy < rested.social_energy
         assert stage.personas.state(stage.aria) == tired
         assert (await reloaded(stage)).state(stage.aria) == rested
@@ -231,7 +231,7 @@ async def test_a_turn_tires_and_the_state_outlives_a_restart(autojump_clock: Moc
 
 async def test_who_rests_is_not_available_until_the_rest_is_over(autojump_clock: MockClock) -> None:
     async with open_stage(recovery_s=300.0) as stage:
-        stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, processing_time_s=0)
+        stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, took_s=0, talked_s=0)
         assert not stage.personas.is_available(stage.aria)
         await trio.sleep(59.9)
         assert not stage.personas.is_available(stage.aria)
@@ -243,5 +243,5 @@ async def test_the_state_of_who_is_gone_is_not_kept(autojump_clock: MockClock) -
     async with open_stage() as stage:
         aria = stage.aria
         await stage.personas.delete(aria)
-        stage.personas.record_turn(aria, line="", tokens_used=10**6, processing_time_s=0)
+        stage.personas.record_turn(aria, line="", tokens_used=10**6, took_s=0, talked_s=0)
         assert stage.personas.is_available(attrs.evolve(aria))

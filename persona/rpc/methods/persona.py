@@ -91,7 +91,8 @@ class PersonaMethods:
         """How a persona feels, and what it has stored."""
         persona = resolve_persona(self._personas, call.session, params.persona_id)
         state = self._personas.state(persona)
-        cooldown_until = state.cooldown_until
+        is_available = availability.cooldown_remaining_s(state) == 0
+        rests_until = None if is_available else state.cooldown_until
         turns, conversations, last_turn_at = await self._conversations.statistics(persona)
         return r.PersonaStatus(
             persona=r.PersonaDetail.of(persona),
@@ -101,8 +102,8 @@ class PersonaMethods:
                 current_priority=persona.current_priority,
                 available_time=round(state.available_time_s, 2),
                 social_energy=round(state.social_energy, 2),
-                cooldown_until=None if cooldown_until is None else isoformat(cooldown_until),
-                is_available=availability.cooldown_remaining_s(state) == 0,
+                cooldown_until=None if rests_until is None else isoformat(rests_until),
+                is_available=is_available,
             ),
             memory_stats=r.MemoryStats(
                 total_turns=turns,
