@@ -50,9 +50,6 @@ from persona.storage.pool import Database, write_shielded
 
 log = structlog.get_logger()
 
-MAX_ANSWER_BYTES = 256 * 1024
-"""Where an answer is cut whatever the backend counts: a model that never stops must not fill
-the memory or the database."""
 PATIENCE_STEP = 0.01
 """Share of the patience with a silent model that it may run out early."""
 BURST_DELTAS = 16
@@ -249,16 +246,16 @@ class Chat:
         if draft.first_token_at is None:
             draft.first_token_at = trio.current_time()
             self._metrics.first_token_seconds.observe(draft.first_token_at - asked_at)
-        text, deltas = event.text, draft.deltas
-        deltas.append(text)
-        draft.size_bytes += len(text.encode())
-        observer.delta(text)
-        # A delta is a token or more, so a backend that obeys the budget never gets here.
-        if len(deltas) <= request.options.max_tokens * 2 and draft.size_bytes <= MAX_ANSWER_BYTES:
+        max_tokens = request.options.max_tokens
+        taken = draft.add(event.text, max_tokens)
+        if taken:
+            observer.delta(taken)
+        if len(taken) == len(event.text):
             return False
-        log.warning("answer_cut", size_bytes=draft.size_bytes, deltas=len(deltas))
+        log.warning("answer_cut", size_bytes=draft.size_bytes, deltas=len(draft.deltas))
         draft.finish_reason = "length"
         draft.model = request.options.model or self._backend.model
+        draft.tokens = min(draft.tokens_used, max_tokens)
         return True
 
     def _complete(self, draft: Draft, event: Completed, model: str | None) -> None:

@@ -25,6 +25,11 @@ MAX_HISTORY_TURNS = 200
 """Turns read for a prompt: more than fit any context this server is likely to meet."""
 WHOLE: tuple[FinishReason, ...] = ("stop", "length")
 """How an answer ends that was not cut."""
+MAX_BYTES_PER_TOKEN = 32
+"""Of an answer's tokens, on the average: a word has four to ten, so only who does not count gets there."""
+MAX_ANSWER_BYTES = 256 * 1024
+"""Where an answer is cut whatever its budget: a model that never stops must not fill the memory or the
+database."""
 
 
 @attrs.frozen(kw_only=True)
@@ -149,6 +154,21 @@ class Draft:
     finish_reason: FinishReason = "stop"
     model: str = ""
     tokens: int | None = None
+
+    def add(self, text: str, max_tokens: int) -> str:
+        """Take a delta, or as much of it as there is room for in an answer of so many tokens; what was
+        taken. A delta is a token or more, so a backend that obeys its budget never finds too little."""
+        room = min(max_tokens * MAX_BYTES_PER_TOKEN, MAX_ANSWER_BYTES) - self.size_bytes
+        if len(self.deltas) >= max_tokens:
+            room = 0
+        data = text.encode()
+        if len(data) > room:
+            data = data[:room]
+            text = data.decode(errors="ignore")  # no half letter
+        if text:
+            self.deltas.append(text)
+            self.size_bytes += len(data)
+        return text
 
     @property
     def text(self) -> str:

@@ -23,9 +23,8 @@ from persona.errors import (
 )
 from persona.llm.backend import Completed
 from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, estimate_tokens
-from persona.service import chat as chat_module
 from persona.service.sessions import Place, RunningRequest
-from persona.service.turn import TurnAnswer
+from persona.service.turn import MAX_ANSWER_BYTES, MAX_BYTES_PER_TOKEN, TurnAnswer
 from persona.storage import store
 from persona.storage.pool import SHIELDED_WRITE_TIMEOUT_S
 from tests.service.cuts import CUTS, cut_at_step, take_and_cut
@@ -413,13 +412,30 @@ async def test_what_a_turn_waits_is_not_charged_as_talk(autojump_clock: MockCloc
         assert max(answer.processing_time_s for answer in answers) == pytest.approx(180)
 
 
-@pytest.mark.parametrize(("max_tokens", "max_bytes", "length"), [(3, 10**6, 7), (1000, 10, 11)])
+@pytest.mark.parametrize(
+    ("script", "max_tokens", "text"),
+    [
+        (("x",) * 1000, 3, "xxx"),
+        (("x" * 1000,) * 1000, 3, "x" * 3 * MAX_BYTES_PER_TOKEN),
+        # What is not cut between two bytes of a letter is a byte shorter.
+        (("a", "é" * 1000), 2, "a" + "é" * (MAX_BYTES_PER_TOKEN - 1)),
+        (("x" * 1_000_000,) * 2, 32_768, "x" * MAX_ANSWER_BYTES),
+    ],
+)
 async def test_a_model_that_does_not_stop_is_cut(
-    max_tokens: int, max_bytes: int, length: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    script: tuple[str, ...], max_tokens: int, text: str, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr(chat_module, "MAX_ANSWER_BYTES", max_bytes)
-    async with open_stage() as stage:
-        stage.model.script = ("x",) * 1000
-        answer = await stage.say("Hello", await stage.begin(), max_tokens=max_tokens)
-        assert (answer.text, answer.finish_reason, answer.model) == ("x" * length, "length", "played:1")
+    async with open_stage(context_tokens=100_000, recovery_s=0) as stage:
+        stage.model.script, watcher = script, Watcher()
+        answer = await stage.say("Hello", await stage.begin(), max_tokens=max_tokens, watcher=watcher)
+        assert (answer.text, answer.finish_reason, answer.model) == (text, "length", "played:1")
+        assert watcher.heard == text
+        assert answer.tokens_used <= max_tokens
         assert stage.model.running == 0
+
+
+async def test_an_answer_of_just_the_budget_is_whole(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        stage.model.script = ("x",) * 3
+        answer = await stage.say("Hello", await stage.begin(), max_tokens=3)
+        assert (answer.text, answer.finish_reason) == ("xxx", "stop")
