@@ -230,6 +230,7 @@ def _services(
         scheduler=scheduler,
         background=background,
         budget=budget,
+        first_token_timeout_s=llm.first_token_timeout_s,
         now=now,
     )
     chat = Chat(

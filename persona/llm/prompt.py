@@ -172,7 +172,8 @@ def summary_messages(
     persona_name: str, summary: str, history: Sequence[Spoken], *, budget_tokens: int
 ) -> tuple[tuple[Message, ...], int]:
     """What a model is asked with for a summary of `summary` and the oldest turns of `history` that fit; and
-    how many of the turns it covers."""
+    how many of the turns it covers. Of one that fits no prompt it takes the beginning, so that those after it
+    are not barred."""
     fits = estimate_tokens(summary) <= summary_room(budget_tokens)
     parts = [SUMMARY_BEFORE.format(summary)] if summary and fits else []
     spent = estimate_tokens(SUMMARISE) + 2 * MESSAGE_OVERHEAD_TOKENS + sum(map(estimate_tokens, parts))
@@ -180,9 +181,12 @@ def summary_messages(
     for turn in history:
         speaker = _clean(persona_name, MAX_NAME_CHARS) if turn.role == "assistant" else "User"
         text = f"{speaker}: {turn.content}"
+        room = budget_tokens - spent - 1
+        if estimate_tokens(text) > room:
+            if covered or room <= 0:
+                break
+            text = cut_to_tokens(text, room)
         spent += estimate_tokens(text) + 1
-        if spent > budget_tokens:
-            break
         parts.append(text)
         covered += 1
     return (Message("system", SUMMARISE), Message("user", "\n\n".join(parts))), covered

@@ -33,6 +33,7 @@ class Job:
     name: str
     importance: Importance
     run: Callable[[], Awaitable[None]]
+    on_dropped: Callable[[], None]
 
 
 class Background:
@@ -52,9 +53,17 @@ class Background:
         """Jobs waiting for a worker."""
         return sum(map(len, self._jobs.values()))
 
-    def submit(self, name: str, run: Callable[[], Awaitable[None]], importance: Importance) -> bool:
-        """Queue a job; `False` when it was the one to give way."""
-        job = Job(name, importance, run)
+    def submit(
+        self,
+        name: str,
+        run: Callable[[], Awaitable[None]],
+        importance: Importance,
+        *,
+        on_dropped: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Queue a job; `False` when it was the one to give way. `on_dropped` is told when it gives way
+        later."""
+        job = Job(name, importance, run, on_dropped)
         if self._stopping or (self.queued >= self._queue_size and not self._make_room(importance)):
             self._metrics.background_dropped.labels(name).inc()
             return False
@@ -67,7 +76,9 @@ class Background:
             if level >= importance:
                 return False
             if self._jobs[level]:
-                self._metrics.background_dropped.labels(self._jobs[level].popleft().name).inc()
+                dropped = self._jobs[level].popleft()
+                self._metrics.background_dropped.labels(dropped.name).inc()
+                dropped.on_dropped()
                 return True
         return False
 

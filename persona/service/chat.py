@@ -31,6 +31,7 @@ from persona.metrics import Metrics
 from persona.model import InteractionState, NewTurn, Turn
 from persona.service import availability
 from persona.service.context import ContextBudget
+from persona.service.patience import patience_of
 from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import RunningRequest
@@ -50,8 +51,6 @@ from persona.storage.pool import Database, write_shielded
 
 log = structlog.get_logger()
 
-PATIENCE_STEP = 0.01
-"""Share of the patience with a silent model that it may run out early."""
 BURST_DELTAS = 16
 """Taken without letting anybody else run. To stop after each costs as much as it does."""
 
@@ -211,18 +210,11 @@ class Chat:
             context, draft.spot = await self._database.read(lambda conn: find_context(conn, request, opening))
             prompt = build_messages(framed, context.history, summary=context.summary)
             draft.context, draft.prompt = context, prompt
-            asked_at = heard_at = trio.current_time()
-            patience_s = self._first_token_timeout_s
-            # One scope for the first token and for every silence after it: a model that stalls
-            # in the middle holds its slot no longer than one that never begins.
-            with trio.CancelScope(deadline=asked_at + patience_s) as patience:
+            asked_at = trio.current_time()
+            with patience_of(self._first_token_timeout_s) as patience:
                 async with self._backend.generate(prompt.messages, request.options) as events:
                     async for event in events:
-                        now = trio.current_time()
-                        # To move a deadline for each token costs more than to send it.
-                        if now - heard_at >= patience_s * PATIENCE_STEP:
-                            heard_at = now
-                            patience.deadline = now + patience_s
+                        patience.heard()
                         if isinstance(event, Completed):
                             self._complete(draft, event, request.options.model)
                         elif self._take(draft, event, request, observer, asked_at):
@@ -231,8 +223,6 @@ class Chat:
                         # and everybody else, must get their turn in between.
                         if len(draft.deltas) % BURST_DELTAS == 0:
                             await trio.lowlevel.checkpoint()
-            if patience.cancelled_caught:
-                raise LLMUnavailable(f"the model was silent for {patience_s:g} s", retry_after_s=5.0)
 
     def _frame(self, request: TurnRequest, opening: Opening, budget_tokens: int) -> Frame:
         persona = request.persona

@@ -13,11 +13,12 @@ import structlog
 import trio
 
 from persona.errors import LLMUnavailable
-from persona.llm.backend import Backend, Delta, GenerateOptions
+from persona.llm.backend import Backend, Delta, GenerateOptions, Message
 from persona.llm.prompt import BuiltPrompt, cut_to_tokens, summary_messages, summary_room
 from persona.model import Spoken
 from persona.service.background import Background, Importance
 from persona.service.context import ContextBudget
+from persona.service.patience import patience_of
 from persona.service.scheduler import Scheduler
 from persona.service.turn import MAX_HISTORY_TURNS
 from persona.storage.pool import Database
@@ -45,6 +46,7 @@ class Summaries:
         scheduler: Scheduler,
         background: Background,
         budget: ContextBudget,
+        first_token_timeout_s: float,
         now: Callable[[], float],
     ) -> None:
         self._database = database
@@ -52,6 +54,7 @@ class Summaries:
         self._scheduler = scheduler
         self._background = background
         self._budget = budget
+        self._first_token_timeout_s = first_token_timeout_s
         self._now = now
         self._under_way: set[str] = set()
 
@@ -67,7 +70,8 @@ class Summaries:
             return
         last_id = spoken[-(prompt.turns_used // 2) - 1].id
         job = partial(self._sum_up, conversation_id, persona_name, last_id)
-        if self._background.submit("summarise", job, Importance.LOW):
+        given_up = partial(self._under_way.discard, conversation_id)
+        if self._background.submit("summarise", job, Importance.LOW, on_dropped=given_up):
             self._under_way.add(conversation_id)
 
     async def _sum_up(self, conversation_id: str, persona_name: str, last_id: int) -> None:
@@ -97,18 +101,21 @@ class Summaries:
         if not covered:
             log.warning("summary_impossible", turns=len(history))
             return None
-        text = ""
         max_tokens = min(SUMMARY_TOKENS, summary_room(budget_tokens))
-        options = GenerateOptions(max_tokens=max_tokens)
-        async with (
-            self._scheduler.slot(PARTY, lambda _position: None),
-            self._backend.generate(messages, options) as events,
-        ):
-            async for event in events:
-                if isinstance(event, Delta):
-                    text += event.text
-                # A model may not obey, and one that is too long would help nobody.
-                if len(text) > MAX_CHARS_PER_TOKEN * max_tokens:
-                    break
+        async with self._scheduler.slot(PARTY, lambda _position: None):
+            text = await self._hear(messages, GenerateOptions(max_tokens=max_tokens))
         text = cut_to_tokens(text.strip(), max_tokens)
         return Summary(history[covered - 1].id, text) if text else None
+
+    async def _hear(self, messages: tuple[Message, ...], options: GenerateOptions) -> str:
+        text = ""
+        with patience_of(self._first_token_timeout_s) as patience:
+            async with self._backend.generate(messages, options) as events:
+                async for event in events:
+                    patience.heard()
+                    if isinstance(event, Delta):
+                        text += event.text
+                    # A model may not obey, and one that is too long would help nobody.
+                    if len(text) > MAX_CHARS_PER_TOKEN * options.max_tokens:
+                        break
+        return text

@@ -7,9 +7,22 @@ import attrs
 from persona.model import Spoken
 from persona.storage import turns
 
-NEWEST_SUMMARIES = """
-    SELECT turn_id, content FROM summaries WHERE conversation_id = ? AND turn_id <= ?
-    ORDER BY turn_id DESC LIMIT ?
+# Up from the leaf to the first turn that has one, and no further than the oldest there is: where there is
+# none at all, that is no step. A queue of one row keeps the order of the path (SQLite, "WITH", section 3).
+NEWEST_SUMMARY = """
+    WITH RECURSIVE path (id, parent_id) AS (
+        SELECT id, parent_id FROM turns WHERE id = :leaf AND id >= (
+            SELECT min(turn_id) FROM summaries WHERE conversation_id = :conversation
+        )
+        UNION ALL
+        SELECT path.parent_id, (SELECT above.parent_id FROM turns AS above WHERE above.id = path.parent_id)
+        FROM path WHERE path.parent_id >= (
+            SELECT min(turn_id) FROM summaries WHERE conversation_id = :conversation
+        )
+    )
+    SELECT summaries.turn_id, summaries.content
+    FROM path CROSS JOIN summaries ON summaries.turn_id = path.id
+    LIMIT 1
 """
 # Nothing where the turn is gone: its conversation may have been deleted while the summary was made.
 SAVE_SUMMARY = """
@@ -18,9 +31,6 @@ SAVE_SUMMARY = """
     WHERE id = :turn_id AND conversation_id = :conversation_id
     ON CONFLICT (turn_id) DO UPDATE SET content = excluded.content, created_at = excluded.created_at
 """
-
-MAX_CANDIDATES = 16
-"""Looked at, newest first. Those of other branches are among them, and a conversation has few."""
 
 
 @attrs.frozen
@@ -33,12 +43,8 @@ class Summary:
 
 def find_summary(conn: sqlite3.Connection, conversation_id: str, leaf_id: int | None) -> Summary | None:
     """The newest summary on the branch that ends with `leaf_id`."""
-    if leaf_id is None:
-        return None
-    for row in conn.execute(NEWEST_SUMMARIES, (conversation_id, leaf_id, MAX_CANDIDATES)).fetchall():
-        if turns.is_on_branch(conn, row[0], leaf_id):
-            return Summary(*row)
-    return None
+    found = conn.execute(NEWEST_SUMMARY, {"conversation": conversation_id, "leaf": leaf_id}).fetchone()
+    return None if found is None else Summary(*found)
 
 
 def after_summary(

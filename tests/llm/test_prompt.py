@@ -275,8 +275,17 @@ def test_a_request_for_a_summary_covers_the_oldest_turns_that_fit() -> None:
     assert sum(estimate_tokens(message.content) for message in messages) <= 600
 
 
-def test_a_turn_larger_than_the_model_cannot_be_summed_up() -> None:
-    assert summary_messages("Aria", "", talk("x" * 10_000), budget_tokens=600)[1] == 0
+def test_of_a_turn_larger_than_the_model_the_beginning_is_summed_up() -> None:
+    history = talk("begin " + "x" * 10_000, "behind it")
+    messages, covered = summary_messages("Aria", "They met.", history, budget_tokens=600)
+    assert covered == 1
+    assert "User: begin xxx" in messages[1].content
+    assert sum(estimate_tokens(message.content) for message in messages) <= 600
+    assert summary_messages("Aria", "", history[1:], budget_tokens=600)[1] == 1
+
+
+def test_where_there_is_no_room_at_all_nothing_is_summed_up() -> None:
+    assert summary_messages("Aria", "", talk("Hello"), budget_tokens=10)[1] == 0
 
 
 @given(text=st.text(max_size=400), max_tokens=st.integers(0, 50))

@@ -232,6 +232,7 @@ async def open_stage(
             scheduler=scheduler,
             background=background,
             budget=budget,
+            first_token_timeout_s=first_token_timeout_s,
             now=now,
         )
         chat = Chat(

@@ -39,6 +39,16 @@ async def test_full_means_the_least_important_gives_way() -> None:
     assert metrics.value("background_dropped_total", job="normal") == 1
 
 
+async def test_who_gives_way_later_hears_of_it() -> None:
+    background, heard = Background(queue_size=1, workers=1, metrics=Metrics()), []
+    assert background.submit("low", job([], "low"), LOW, on_dropped=lambda: heard.append("low"))
+    # Refused at once: its answer says so.
+    assert not background.submit("late", job([], "late"), LOW, on_dropped=lambda: heard.append("late"))
+    assert heard == []
+    assert background.submit("normal", job([], "normal"), NORMAL, on_dropped=lambda: heard.append("normal"))
+    assert heard == ["low"]
+
+
 async def test_a_failing_job_takes_nothing_with_it(capsys: pytest.CaptureFixture[str]) -> None:
     metrics, done = Metrics(), []
     background = Background(queue_size=10, workers=1, metrics=metrics)

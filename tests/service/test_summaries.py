@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from persona.errors import LLMUnavailable
 from persona.llm.backend import Message
 from persona.llm.prompt import EARLIER, SUMMARISE, estimate_tokens, summary_room
+from persona.service.background import Importance
 from persona.service.summaries import MAX_SUMMARY_S
 from persona.storage.summaries import Summary, find_summary
 from tests.service.stage import Stage, open_stage
@@ -19,7 +21,7 @@ LINE = "word " * 40  # some fifty tokens; with its answer, eight or so of them f
 
 
 @asynccontextmanager
-async def talkative(**options: int) -> AsyncIterator[tuple[Stage, str]]:
+async def talkative(**options: Any) -> AsyncIterator[tuple[Stage, str]]:
     """A stage whose background works, and a conversation on it."""
     async with open_stage(context_tokens=CONTEXT_TOKENS, **options) as stage, trio.open_nursery() as nursery:
         await nursery.start(stage.background.run)
@@ -156,6 +158,52 @@ async def test_a_model_in_trouble_costs_a_summary_and_nothing_else(
         found = await summary_of(stage, conversation_id)
         assert found is not None
         assert found.content == "They met."
+
+
+async def test_a_model_that_says_nothing_of_it_holds_its_slot_no_longer_than_for_a_chat(
+    autojump_clock: MockClock,
+) -> None:
+    async with talkative(slots=1, first_token_timeout_s=2) as (stage, conversation_id):
+        while not summaries_asked(stage):
+            stage.model.script = ("Well.",)
+            await stage.say(LINE, conversation_id)
+            stage.model.script = (MAX_SUMMARY_S, "late")
+            await wait_all_tasks_blocked()
+        began_at = trio.current_time()
+        stage.model.script = ("Well.",)
+        await stage.say(LINE, conversation_id)
+        assert trio.current_time() - began_at == pytest.approx(2)
+
+
+async def test_one_that_gave_way_to_more_important_work_is_made_later(autojump_clock: MockClock) -> None:
+    async with open_stage(context_tokens=CONTEXT_TOKENS) as stage, trio.open_nursery() as nursery:
+        conversation_id = await stage.begin()
+        stage.model.script = ("It is so.",)
+        while not stage.background.queued:
+            await stage.say(LINE, conversation_id)
+
+        async def other() -> None: ...
+
+        while not stage.metrics.value("background_dropped_total", job="summarise"):
+            stage.background.submit("other", other, Importance.NORMAL)
+        await nursery.start(stage.background.run)
+        await talk(stage, conversation_id, 1)
+        assert len(summaries_asked(stage)) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_answer_that_fits_no_prompt_bars_nobody(autojump_clock: MockClock) -> None:
+    async with talkative() as (stage, conversation_id):
+        stage.model.script = ("It is so.",)
+        await talk(stage, conversation_id, 3)
+        huge = tuple("w" * 30 + " " for _ in range(100))
+        stage.model.script = huge * 2
+        await stage.say(LINE, conversation_id, max_tokens=300)
+        stage.model.script = ("It is so.",)
+        await talk(stage, conversation_id, 30)
+        found = await summary_of(stage, conversation_id)
+        assert found is not None
+        assert len([turn for turn in await stage.turns(conversation_id) if turn.id > found.turn_id]) < 20
 
 
 async def test_it_takes_a_slot_of_the_model_like_anybody(autojump_clock: MockClock) -> None:

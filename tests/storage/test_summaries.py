@@ -8,7 +8,6 @@ import pytest
 
 from persona.storage import store, turns
 from persona.storage.summaries import (
-    MAX_CANDIDATES,
     Summary,
     after_summary,
     find_summary,
@@ -74,9 +73,11 @@ def test_it_goes_with_its_turn_and_is_not_saved_without(conn: sqlite3.Connection
 
 def test_those_of_other_branches_are_passed_over(conn: sqlite3.Connection) -> None:
     root = say(conn, "root")
-    mine = sum_up(conn, root.id, "mine")
+    sum_up(conn, root.id, "mine, but older")
+    turn = say(conn, "turn")
+    mine = sum_up(conn, turn.id, "mine")
     leaf = say(conn, "leaf")
-    for number in range(MAX_CANDIDATES - 1):
+    for number in range(40):
         (other,) = turns.append_turns(
             conn, "c1", [line(f"o{number}")], Spot(parent_id=root.id, seen_leaf_id=leaf.id)
         )
