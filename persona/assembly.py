@@ -206,6 +206,10 @@ def _services(
     hub = Hub(encode=jsonrpc.encode_notification, now=now)
 
     def on_change(what: str, persona: Persona) -> None:
+        if what == "deleted":
+            chat.end_turns_with(persona.id)
+            for session in sessions:
+                session.forget_persona(persona.id)
         hub.publish("personas", f"persona.{what}", PersonaDetail.of(persona))
 
     personas = Personas(database, recovery_s=settings.personas.recovery_s, now=now, on_change=on_change)

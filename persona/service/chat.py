@@ -93,7 +93,7 @@ class Chat:
         the answer was saved, the error's `details` hold `partial_response` and `turn_id`. Cancelling
         is safe.
         """
-        draft = Draft(started_at=trio.current_time())
+        draft = Draft(started_at=trio.current_time(), persona_id=request.persona.id)
         with self._registered(request, running, draft):
             try:
                 return await self._turn(request, running, observer, draft)
@@ -108,6 +108,13 @@ class Chat:
         for running, draft in self._under_way.get(conversation_id, {}).items():
             if deleted is None or draft.parent_id in deleted:
                 running.cancel("deleted")
+
+    def end_turns_with(self, persona_id: str) -> None:
+        """The persona is deleted: likewise."""
+        for drafts in self._under_way.values():
+            for running, draft in drafts.items():
+                if draft.persona_id == persona_id:
+                    running.cancel("deleted")
 
     @contextmanager
     def _registered(self, request: TurnRequest, running: RunningRequest, draft: Draft) -> Iterator[None]:
@@ -151,7 +158,11 @@ class Chat:
                     "turn_id": answer.turn_id,
                     "finish_reason": answer.finish_reason,
                 }
-            raise failure
+            try:
+                raise failure
+            finally:
+                # Its traceback holds this frame, and that what was said: break the cycle.
+                del failure
 
     @asynccontextmanager
     async def _in_order(self, conversation_id: str, running: RunningRequest) -> AsyncIterator[None]:

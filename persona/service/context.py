@@ -27,8 +27,8 @@ ASK_TIMEOUT_S = 1.0
 """Longer, and the turn goes on without knowing."""
 SMOOTHING = 0.3
 MIN_RATIO = 0.8
-"""A count below that may not be one of the whole prompt: some servers leave out what they had seen before, and
-to believe them makes prompts too large. Where it is true, the prompt could have held a little more."""
+"""A count below that may not be one of the whole prompt: some servers leave out what they had seen before,
+and to believe them makes prompts too large. Where it is true, the prompt could have held a little more."""
 MAX_RATIO = 4.0
 """Nor is one far above; but that errs to the safe side, so it counts as this."""
 MIN_OBSERVED_TOKENS = 64

@@ -239,6 +239,10 @@ class Session:
             if known == conversation_id:
                 del self.conversations[persona_id]
 
+    def forget_persona(self, persona_id: str) -> None:
+        """The persona is gone, and its conversations with it."""
+        self.conversations.pop(persona_id, None)
+
     def clear(self) -> None:
         """Forget the current persona and every context window; stored turns stay."""
         self.current_persona_id = None

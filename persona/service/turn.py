@@ -139,6 +139,7 @@ class Draft:
     """An answer in the making."""
 
     started_at: float
+    persona_id: str
     admitted_at: float = math.inf
     """When the persona let it in; `talks_since` is when it got the model. On trio's clock, as all here."""
     talks_since: float = math.inf

@@ -216,12 +216,13 @@ async def open_stage(
     async with open_database(":memory:", threads=False) as database:
         disk, model, metrics = Disk(database), PlayedModel(), Metrics()
         changes: list[tuple[str, str]] = []
-        personas = Personas(
-            disk,
-            recovery_s=recovery_s,
-            now=now,
-            on_change=lambda what, persona: changes.append((what, persona.name)),
-        )
+
+        def on_change(what: str, persona: Persona) -> None:
+            changes.append((what, persona.name))
+            if what == "deleted":
+                chat.end_turns_with(persona.id)
+
+        personas = Personas(disk, recovery_s=recovery_s, now=now, on_change=on_change)
         await personas.load()
         scheduler = Scheduler(slots=slots, max_queue=max_queue, metrics=metrics)
         background = Background(queue_size=8, workers=1, metrics=metrics)

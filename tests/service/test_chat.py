@@ -1,8 +1,10 @@
 """One turn: all of it is on disk, or none of it happened."""
 
+import gc
 import math
+import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -23,8 +25,9 @@ from persona.errors import (
 )
 from persona.llm.backend import Completed
 from persona.llm.prompt import MESSAGE_OVERHEAD_TOKENS, estimate_tokens
+from persona.service import chat as chat_module
 from persona.service.sessions import Place, RunningRequest
-from persona.service.turn import MAX_ANSWER_BYTES, MAX_BYTES_PER_TOKEN, TurnAnswer
+from persona.service.turn import MAX_ANSWER_BYTES, MAX_BYTES_PER_TOKEN, Draft, TurnAnswer
 from persona.storage import store
 from persona.storage.pool import SHIELDED_WRITE_TIMEOUT_S
 from tests.service.cuts import CUTS, cut_at_step, take_and_cut
@@ -188,6 +191,39 @@ async def test_a_cut_at_any_checkpoint_leaves_the_house_in_order(
 # Saving
 
 
+@pytest.mark.parametrize("how", ["cancelled", "the model is silent"])
+async def test_a_turn_that_was_cut_does_not_wait_for_the_garbage_collector(
+    how: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts: list[weakref.ref[Draft]] = []
+
+    def make(**fields: Any) -> Draft:
+        draft = Draft(**fields)
+        drafts.append(weakref.ref(draft))
+        return draft
+
+    monkeypatch.setattr(chat_module, "Draft", make)
+    async with open_stage() as stage, trio.open_nursery() as nursery:
+        conversation_id, running = await stage.begin(), RunningRequest(id=1, method="m")
+        if how == "cancelled":
+            nursery.start_soon(cancel_at, 1.5, running)
+        else:
+            stage.model.script = ("Well", math.inf)
+        gc.disable()
+        try:
+            with suppress(PersonaError):
+                await stage.say("Hello", conversation_id, running=running)
+            await trio.lowlevel.checkpoint()
+            assert [draft() for draft in drafts] == [None]
+        finally:
+            gc.enable()
+
+
+async def cancel_at(seconds: float, running: RunningRequest) -> None:
+    await trio.sleep(seconds)
+    running.cancel("client")
+
+
 async def test_a_save_is_finished_though_the_client_leaves(autojump_clock: MockClock) -> None:
     async with open_stage() as stage:
         conversation_id = await stage.begin()
@@ -230,8 +266,9 @@ async def test_what_is_gone_when_the_answer_comes_is_said(
             nursery.start_soon(delete)
         with pytest.raises(error):
             await stage.say("Hello", conversation_id if whom == "persona" else "nowhere", persona=aria)
-        # A conversation that is not there is no reason to ask the model.
-        assert trio.current_time() == (3 if whom == "persona" else 0)
+        # At once; and a conversation that is not there is no reason to ask the model.
+        assert trio.current_time() == (1.5 if whom == "persona" else 0)
+        assert stage.model.running == stage.scheduler.running == 0
 
 
 async def test_a_persona_deleted_before_the_model_is_asked_is_said(autojump_clock: MockClock) -> None:

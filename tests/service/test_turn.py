@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from persona.errors import InvalidParams, NotFound, PersonaError
+from persona.errors import InvalidParams, NotFound, PersonaError, PersonaNotFound
 from persona.service.turn import TurnAnswer
 from tests.service.cuts import CUTS, cut_at_step, take_and_cut
 from tests.service.stage import Stage, Watcher, open_stage
@@ -265,7 +265,7 @@ class Regenerating:
 
 
 @pytest.mark.parametrize("when", ["in line", "waiting", "running", "saving"])
-@pytest.mark.parametrize("what", ["conversation", "branch"])
+@pytest.mark.parametrize("what", ["conversation", "branch", "persona"])
 async def test_what_is_deleted_under_a_turn_ends_it_and_stays_deleted(
     what: str, when: str, autojump_clock: MockClock
 ) -> None:
@@ -274,7 +274,9 @@ async def test_what_is_deleted_under_a_turn_ends_it_and_stays_deleted(
         turn, before = Regenerating(stage), Regenerating(stage)
         stage.model.script = (1.0, "Well", 0.5 if when == "saving" else math.inf)
         if when == "waiting":
-            nursery.start_soon(stage.say, "busy", await stage.begin())
+            kira = stage.personas.find("kira")
+            elsewhere = await stage.conversations.current(stage.session(), kira)
+            nursery.start_soon(lambda: stage.say("busy", elsewhere, persona=kira))
         if when == "in line":
             nursery.start_soon(before.run, conversation_id, second.turn_id)
         await wait_all_tasks_blocked()
@@ -287,6 +289,8 @@ async def test_what_is_deleted_under_a_turn_ends_it_and_stays_deleted(
         deleted_at = trio.current_time()
         if what == "conversation":
             assert await stage.conversations.delete(conversation_id) == 4
+        elif what == "persona":
+            await stage.personas.delete(stage.aria)
         else:
             assert await stage.conversations.delete_branch(conversation_id, second.parent_id or 0) == (
                 2,
@@ -294,7 +298,7 @@ async def test_what_is_deleted_under_a_turn_ends_it_and_stays_deleted(
             )
         await trio.sleep(3)
         for ended in (turn, before) if when == "in line" else (turn,):
-            assert isinstance(ended.error, NotFound)
+            assert isinstance(ended.error, PersonaNotFound if what == "persona" else NotFound)
             assert ended.error.details is None
             # At once; a write that has begun comes to its end.
             assert ended.ended_at == (deleted_at + 1.75 if when == "saving" else deleted_at)
