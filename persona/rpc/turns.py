@@ -9,6 +9,7 @@ from typing import Any
 
 from persona.errors import InvalidParams, NotFound, PersonaError, RequestCancelled, ShuttingDown
 from persona.llm.backend import GenerateOptions
+from persona.log import internal_error
 from persona.model import Persona
 from persona.rpc import params as p
 from persona.rpc import results as r
@@ -91,6 +92,10 @@ class TurnCalls:
                 # Taken up again in the instant in which it was deleted: the next line begins another.
                 call.session.forget_conversation(request.conversation_id)
             raise
+        except PersonaError:
+            raise
+        except Exception as exc:  # the boundary of a turn: a bug, too, ends its stream, and once
+            raise internal_error(exc, where=call.request.method) from exc
 
     async def _request(
         self, call: Call, params: TurnParams, line: str | None, instead_of: int | None

@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_websocket import wrap_client_stream
 
 from persona.errors import LLMUnavailable
+from persona.storage import store
 from persona.storage.seed import ARIA_ID
 from persona.testing import open_server
 from tests.rpc.methods.asking import TOKENS, open_party
@@ -250,3 +251,42 @@ async def test_the_clients_options_reach_the_model(autojump_clock: MockClock) ->
         (given,) = model.options
         assert (given.max_tokens, given.model, given.temperature) == (9, "big:7b", 0.5)
         assert (given.top_p, given.stop, given.seed) == (0.9, ("\n",), 7)
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_a_bug_ends_a_stream_as_any_error_does(
+    style: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(store, "save_state", fail)
+    # The second chunk is held back to go with the next when the turn is saved.
+    async with open_wire(script("Well", " met.")) as wire:
+        id = await wire.chat(style, message="Hello", persona_id="aria")
+        await trio.sleep(1)
+        answer = wire.answer(id)
+        assert answer["error"]["data"]["reason"] == "internal_error"
+        assert answer["error"]["data"]["error_id"]
+        if style == "answer":
+            return
+        events = wire.events(id)
+        assert (
+            "".join(event["chunk"] for event in events if event["event_type"] == "stream_chunk")
+            == "Well met."
+        )
+        if style == "stream":
+            assert answer["error"]["data"]["event_type"] == "stream_error"
+        else:
+            assert [event["event_type"] for event in events[-2:]] == ["stream_chunk", "stream_error"]
+        assert wire.frames[-1] is answer
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_a_persona_deleted_while_it_speaks_falls_silent(style: str, autojump_clock: MockClock) -> None:
+    async with open_wire(script(1.0, "Well", math.inf)) as wire:
+        id = await wire.chat(style, message="Hello", persona_id="aria")
+        await trio.sleep(1.5)
+        await wire.start("persona.delete", persona_id="aria")
+        await wait_all_tasks_blocked()
+        assert wire.answer(id)["error"]["data"]["reason"] == "persona_not_found"
