@@ -42,7 +42,8 @@ class Personas:
 
     async def load(self) -> None:
         """Read everybody from the database. States that are in memory already are newer and stay."""
-        personas, states = await self._database.read(
+        # As a write: it comes after one that is not known to have ended, of which a reader sees nothing yet.
+        personas, states = await self._database.write(
             lambda conn: (store.list_personas(conn), store.load_states(conn))
         )
         self._by_id.clear()

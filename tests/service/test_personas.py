@@ -1,6 +1,10 @@
 """Who exists: served from memory, written through."""
 
 import math
+import sqlite3
+import threading
+import time
+from pathlib import Path
 
 import attrs
 import pytest
@@ -8,9 +12,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.errors import Conflict, InvalidParams, MemoryFailure, Overloaded, PersonaNotFound
+from persona.model import Persona
 from persona.service.personas import Personas
-from persona.storage import store
-from persona.storage.pool import SHIELDED_WRITE_TIMEOUT_S
+from persona.storage import pool, store
+from persona.storage.pool import SHIELDED_WRITE_TIMEOUT_S, open_database
 from tests.service.stage import Stage, now, open_stage
 
 
@@ -121,6 +126,32 @@ async def test_what_became_of_a_change_that_took_too_long_is_looked_up(
         assert (await reloaded(stage)).all() == stage.personas.all()
         if "Aria" in expected:
             assert stage.personas.state(stage.aria).interaction_fatigue > 0
+
+
+async def test_a_change_that_is_still_being_written_is_waited_for_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, held, insert = threading.Event(), threading.Event(), store.insert_persona
+
+    def insert_late(conn: sqlite3.Connection, persona: Persona) -> None:
+        insert(conn, persona)
+        written.set()
+        held.wait(10)
+
+    monkeypatch.setattr(pool, "SHIELDED_WRITE_TIMEOUT_S", 0.05)
+    async with open_database(tmp_path / "p.db") as database, trio.open_nursery() as nursery:
+        personas = Personas(database, recovery_s=300.0, now=time.time, on_change=lambda what, persona: None)
+        await personas.load()
+        monkeypatch.setattr(store, "insert_persona", insert_late)
+        with pytest.raises(MemoryFailure):
+            await personas.create(name="Ann", description="d")
+        assert written.is_set()
+        monkeypatch.setattr(store, "insert_persona", insert)
+        monkeypatch.setattr(pool, "SHIELDED_WRITE_TIMEOUT_S", SHIELDED_WRITE_TIMEOUT_S)
+        nursery.start_soon(lambda: personas.create(name="Bob", description="d"))
+        await wait_all_tasks_blocked(0.05)
+        held.set()
+    assert [persona.name for persona in personas.all()] == ["Ann", "Aria", "Bob", "Kira"]
 
 
 async def test_a_failed_change_changes_nothing(autojump_clock: MockClock) -> None:
