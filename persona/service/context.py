@@ -27,8 +27,8 @@ ASK_TIMEOUT_S = 1.0
 """Longer, and the turn goes on without knowing."""
 SMOOTHING = 0.3
 MIN_RATIO = 0.8
-"""A count below that may not be one of the whole prompt: some servers leave out what they had seen before,
-and to believe them makes prompts too large. Where it is true, the prompt could have held a little more."""
+"""A count below that is no count of the whole prompt: some servers, Ollama among them, leave out what they
+had seen before."""
 MAX_RATIO = 4.0
 """Nor is one far above; but that errs to the safe side, so it counts as this."""
 MIN_OBSERVED_TOKENS = 64
@@ -68,6 +68,8 @@ class ContextBudget:
         ratio = min(counted_tokens / estimated_tokens, MAX_RATIO)
         if ratio < MIN_RATIO:
             return
+        # A count of nearly all of it cannot be told from one of all, so no prompt becomes larger for it.
+        ratio = max(ratio, 1.0)
         known = self._known(model)
         known.scale = ratio if known.scale is None else known.scale + SMOOTHING * (ratio - known.scale)
 

@@ -108,11 +108,22 @@ async def test_the_servers_counts_correct_our_estimate() -> None:
     assert await there.prompt_tokens("other", answer_tokens=2000) == 2000
 
 
-@pytest.mark.parametrize(("counted", "scale"), [(1, 1), (799, 1), (800, MIN_RATIO), (10**9, MAX_RATIO)])
+@pytest.mark.parametrize(("counted", "scale"), [(1, 1), (799, 1), (999, 1), (10**9, MAX_RATIO)])
 async def test_a_count_beyond_belief_does_little_harm(counted: int, scale: float) -> None:
     there = budget(Model(), 4000)
     there.observe(None, estimated_tokens=1000, counted_tokens=counted)
     assert await there.prompt_tokens(None, answer_tokens=2000) == 2000 / scale
+
+
+async def test_of_a_server_that_counts_only_what_is_new_nothing_is_learned() -> None:
+    there = budget(Model(), 4000)
+    there.observe(None, estimated_tokens=1000, counted_tokens=2000)
+    for share in (0.0, 0.3, MIN_RATIO - 0.01):
+        there.observe(None, estimated_tokens=1000, counted_tokens=int(1000 * share))
+    assert await there.prompt_tokens(None, answer_tokens=2000) == 1000
+    for _ in range(50):
+        there.observe(None, estimated_tokens=1000, counted_tokens=int(1000 * MIN_RATIO))
+    assert await there.prompt_tokens(None, answer_tokens=2000) == pytest.approx(2000, abs=1)
 
 
 @pytest.mark.parametrize(
