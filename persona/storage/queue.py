@@ -93,10 +93,10 @@ class CallQueue:
                 return trio.lowlevel.Abort.SUCCEEDED
 
             self._calls[call] = None
-            if self._at_work:
-                self._watcher.unpark()
-            else:
+            if not self._at_work:
                 self._summon()
+            elif self._watcher:
+                self._watcher.unpark()
             await trio.lowlevel.wait_task_rescheduled(leave)
             return call.unwrap()
         finally:
