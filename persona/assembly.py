@@ -333,7 +333,8 @@ def _memory_guard(
     resident_bytes: Callable[[], int],
 ) -> MemoryGuard:
     async def release_memory() -> None:
-        # A connection and its engine know each other, so those that have gone wait for the collector.
+        # A connection that has gone is free at once. What libraries leave in circles is not, and the
+        # collector comes seldom.
         gc.collect()
         await database.release_memory()
 

@@ -1,5 +1,6 @@
 """What a test is run over, for each, and disks that not every machine offers."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from tests import disk
 def engine(request: pytest.FixtureRequest) -> str:
     """The name of an engine, as the settings have it."""
     return request.param
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Meanwhile the garbage collector does nothing: what goes is what nobody knows any more."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

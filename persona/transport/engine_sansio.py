@@ -202,7 +202,17 @@ class SansioEngine(SendingHalf):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
+            self._let_go()
             await trio.aclose_forcefully(self._stream)
+
+    def _let_go(self) -> None:
+        """Leave nothing to the garbage collector, which comes seldom: an exception that was raised knows the
+        frames it came through, and they know us."""
+        self._ending = PeerGone(1006)
+        self._unparsed = b""
+        self._fragments.clear()
+        # The protocol and its parser know each other, and may hold the greater part of a message.
+        self._protocol.parser.close()
 
     async def _wait_for_close(self) -> None:
         """Read to the peer's goodbye, which cannot be far."""

@@ -227,6 +227,9 @@ class TrioWebsocketEngine(SendingHalf):
         finally:
             # They know each other, and what is unsent should not wait for the garbage collector.
             lent.on_frame = None
+            if self._scanner.verdict is not None:
+                # It was raised, and knows the frames it came through.
+                self._scanner.verdict.__traceback__ = None
             await trio.aclose_forcefully(self._stream)
 
     async def abort(self) -> None:

@@ -1,6 +1,8 @@
 """Endings, as the `Engine` interface has them, of each engine. Where they differ, the test
 says so."""
 
+import weakref
+
 import pytest
 import trio
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
@@ -348,4 +350,42 @@ async def test_a_goodbye_to_a_peer_that_reads_nothing_is_the_callers_to_bound(
         assert trio.current_time() == 5
         with pytest.raises(trio.BrokenResourceError):
             await theirs.send_all(b"x")  # closed by force
+        nursery.cancel_scope.cancel()
+
+
+# What is left of it
+
+ENDINGS = {
+    "closes": close(1000),
+    "is lost": b"",
+    "is lost inside a message": fragments(b"begun", b"")[0] + text("and not ended")[:9],
+    "sends no framing": frame(3),
+    "sends no UTF-8": frame(TEXT, b"\xff"),
+    "sends too much": frame(TEXT, bytes(1001)),
+    "is sent away": text("?"),
+}
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+@pytest.mark.usefixtures("autojump_clock", "uncollected")
+async def test_what_it_held_does_not_wait_for_the_garbage_collector(how: str, engine: str) -> None:
+    ours, theirs = memory_stream_pair()
+    client = RawClient(theirs)
+    async with trio.open_nursery() as nursery:
+        opened = await accept_with(engine)(nursery, ours, OPENING_HEAD, subprotocol=None, options=OPTIONS)
+        await client.opening()
+        await client.send(ENDINGS[how])
+        if how.startswith("is lost"):
+            await theirs.aclose()
+        if how == "is sent away":
+            await opened.receive()
+            nursery.start_soon(client.send, close(1001))
+        else:
+            with pytest.raises((PeerGone, BadMessage)):
+                await opened.receive()
+        await opened.aclose(1000, "")
+        await wait_all_tasks_blocked()
+        held = weakref.ref(opened)
+        del opened
+        assert held() is None
         nursery.cancel_scope.cancel()

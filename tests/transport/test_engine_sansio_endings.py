@@ -1,5 +1,6 @@
 """How the fast engine ends: a close between fragments, and one that comes during a write."""
 
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -123,3 +124,23 @@ async def test_who_says_goodbye_and_does_not_read_is_gone_at_the_write_deadline(
         await trio.sleep(0.2)
         assert house.listener.connections == {}
         assert house.value("connections_closed_total", cause="client") == 1
+
+
+@pytest.mark.usefixtures("autojump_clock", "uncollected")
+async def test_a_frame_that_was_begun_does_not_wait_for_the_garbage_collector() -> None:
+    """The protocol keeps it, which has a circle of its own."""
+    begun = Frame(Opcode.TEXT, b"half", fin=False).serialize(mask=True)
+    unfinished = Frame(Opcode.CONT, b"the other half").serialize(mask=True)[:-1]
+    async with slow_peer() as (engine, peer, nursery):
+
+        async def leave() -> None:
+            await peer.send_all(begun + unfinished)
+            await peer.aclose()
+
+        nursery.start_soon(leave)
+        with pytest.raises(PeerGone):
+            await engine.receive()
+        await engine.aclose(1000, "")
+        protocol = weakref.ref(engine._protocol)
+        del engine
+        assert protocol() is None

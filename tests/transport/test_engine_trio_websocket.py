@@ -4,9 +4,7 @@ What every engine must do stands in `test_engine.py`, `_control`, `_endings` and
 served by trio-websocket, which is the default.
 """
 
-import gc
 import json
-import weakref
 
 import pytest
 import trio
@@ -15,7 +13,6 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wa
 from persona.client import ConnectFailed, wrap_client
 from persona.config import Settings
 from persona.transport.closing import LINGER_S
-from persona.transport.engine import PeerGone
 from persona.transport.engine_trio_websocket import RECEIVE_BUFFER_BYTES, AcceptTrioWebsocket
 from tests.rpc.desk import call
 from tests.transport.house import HEAD, House, open_by_hand, open_house
@@ -349,30 +346,6 @@ async def test_a_read_brings_one_message_at_a_time() -> None:
     async with open_link("trio-websocket") as link:
         await link.client.send(*[text("x")] * 3)
         assert [list(await link.engine.receive()) for _ in range(3)] == [["x"]] * 3
-
-
-@pytest.mark.parametrize("how", ["closes", "is lost"])
-async def test_what_it_held_does_not_wait_for_the_garbage_collector(how: str) -> None:
-    ours, theirs = memory_stream_pair()
-    client = RawClient(theirs)
-    gc.collect()
-    gc.disable()
-    try:
-        async with trio.open_nursery() as nursery:
-            engine = await AcceptTrioWebsocket()(
-                nursery, ours, OPENING_HEAD, subprotocol=None, options=OPTIONS
-            )
-            await client.opening()
-            await (client.send(close(1000)) if how == "closes" else theirs.aclose())
-            with pytest.raises(PeerGone):
-                await engine.receive()
-            await engine.aclose(1000, "")
-            await wait_all_tasks_blocked()
-            held = weakref.ref(engine)
-            del engine
-            assert held() is None
-    finally:
-        gc.enable()
 
 
 async def test_what_the_client_offers_is_not_the_engines_to_refuse(autojump_clock: MockClock) -> None:
