@@ -249,9 +249,11 @@ class Listener:
 
     def _farewell_s(self, goodbye: Goodbye) -> float:
         """How long to wait for a peer's goodbye. One that is sent away for what it did, or for want of
-        memory, is only let read ours: somebody waits for its place."""
+        memory, is only let read ours: somebody waits for its place. So is everybody where all is being
+        cancelled: whoever did that waits, and trio-websocket's reader, which had to hear them, has gone."""
         timeout_s = self._limits.close_timeout_s
-        return min(LINGER_S, timeout_s) if goodbye.code in SENT_AWAY else timeout_s
+        is_cancelled = trio.current_effective_deadline() == -math.inf
+        return min(LINGER_S, timeout_s) if is_cancelled or goodbye.code in SENT_AWAY else timeout_s
 
     @contextmanager
     def _listed(self, connection: Connection) -> Iterator[None]:

@@ -35,6 +35,9 @@ class Readiness:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._streams: dict[int, SocketStream] = {}
+        # Goodbyes are said under shields, and their streams must be told of the answers. The bound is
+        # `stop`, which the last of them comes before.
+        self._running = trio.CancelScope(shield=True)
 
     def watch(self, fd: int, stream: "SocketStream") -> None:
         """Tell `stream` of what happens to `fd`, from now on."""
@@ -47,11 +50,16 @@ class Readiness:
         self._epoll.unregister(fd)
 
     async def run(self) -> None:
-        """Wake the streams that can go on, until cancelled."""
-        while True:
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for fd, events in self._epoll.poll(0):
-                self._streams[fd].notify(events)
+        """Wake the streams that can go on, until `stop`; a cancellation does not end it."""
+        with self._running:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                for fd, events in self._epoll.poll(0):
+                    self._streams[fd].notify(events)
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self._running.cancel()
 
     def close(self) -> None:
         """Give the descriptor back; no stream may be open any more."""
@@ -60,13 +68,15 @@ class Readiness:
 
 @asynccontextmanager
 async def open_readiness() -> AsyncIterator[Readiness]:
-    """A running `Readiness` for the body's length."""
+    """A running `Readiness` for the body's length, also where the body is being cancelled."""
     readiness = Readiness()
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(readiness.run)
-            yield readiness
-            nursery.cancel_scope.cancel()
+            try:
+                yield readiness
+            finally:
+                readiness.stop()
     finally:
         readiness.close()
 

@@ -7,12 +7,14 @@ import trio
 from trio.testing import (
     MockClock,
     lockstep_stream_pair,
+    open_stream_to_socket_listener,
     wait_all_tasks_blocked,
 )
 
 from persona.client import RemoteError
 from persona.testing import open_server, settings_with
 from persona.transport import listener as listener_module
+from persona.transport.closing import LINGER_S
 from persona.transport.connection import WRITE_BYTES
 from persona.transport.listener import CLOSE_JITTER_S
 from tests.transport.conftest import OpenHouse
@@ -232,3 +234,29 @@ async def test_serving_ends_with_the_last_connection_of_a_drain(
         assert house.listener.connections == {}
         with pytest.raises(trio.BrokenResourceError):
             house.knock()  # nobody accepts any more
+
+
+# A listener that is cancelled, as when a part of the server crashes
+
+
+async def test_whoever_cancels_it_does_not_wait_for_who_says_nothing(
+    autojump_clock: MockClock, open_house: OpenHouse
+) -> None:
+    async with open_house(limits={"close_timeout_s": 60.0}) as house:
+        stream = await open_by_hand(house)
+    assert trio.current_time() == pytest.approx(LINGER_S)
+    assert b"the server restarts" in await stream.receive_some()
+
+
+async def test_goodbyes_over_sockets_are_heard_while_it_is_being_cancelled(engine: str) -> None:
+    """What tells the streams lives in the same nursery; and so does trio-websocket's reader."""
+    async with trio.open_nursery() as clients:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        house = House(settings_with(server={"engine": engine}, limits={"close_timeout_s": 60.0}), clients)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as serving:
+                await serving.start(house.listener.serve, [listener])
+                client = await clients.start(stay_on, await open_stream_to_socket_listener(listener))
+                serving.cancel_scope.cancel()
+            assert (await client.wait_closed()).code == 1012
+        assert house.listener.connections == {}

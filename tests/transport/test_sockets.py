@@ -83,6 +83,20 @@ async def test_what_was_there_before_the_socket_was_taken_over_is_read() -> None
             await stream.aclose()
 
 
+async def test_who_has_a_shield_is_told_while_all_else_is_cancelled() -> None:
+    """Goodbyes are said under shields, when the listener and the set with it are cancelled already."""
+    ours, theirs = connected()
+    with ours, trio.CancelScope() as outside:
+        async with open_readiness() as readiness:
+            stream = SocketStream(theirs, readiness)
+            outside.cancel()
+            with trio.fail_after(5, shield=True):
+                await wait_all_tasks_blocked()
+                ours.sendall(b"goodbye")
+                assert await stream.receive_some() == b"goodbye"
+            await trio.aclose_forcefully(stream)
+
+
 @pytest.mark.parametrize("size", [1, 7, READ_BYTES])
 async def test_a_read_that_fills_its_measure_is_followed_by_another(size: int) -> None:
     data = bytes(range(256)) * 1000
