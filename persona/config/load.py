@@ -6,6 +6,7 @@ came from, and no complaint ever shows a secret.
 """
 
 import difflib
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -76,11 +77,14 @@ def settings_file(file: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def fingerprint(file: Path) -> object:
-    """Another one whenever the file is another one, or has been written to. Never raises."""
+    """Another one whenever the file is another one, or has been written to; `None` where it can be read but
+    once, as a pipe can. Never raises."""
     try:
         found = file.stat()
     except OSError as error:
         return error.errno
+    if not stat.S_ISREG(found.st_mode):
+        return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

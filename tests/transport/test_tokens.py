@@ -1,6 +1,8 @@
 """Tokens that change while the server runs."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -102,6 +104,56 @@ async def test_a_mistake_changes_nothing_and_is_told_once(watched: Watched, nons
     assert "s3cret" not in str(logs)
     watched.write(line(BOB))
     assert await watched.look() == [["bob"]]
+
+
+@pytest.fixture
+def pipe() -> Iterator[Path]:
+    """What `--config <(...)` names, once its text was read."""
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    yield Path(f"/dev/fd/{read_end}")
+    os.close(read_end)
+
+
+@pytest.mark.parametrize("is_there_at_first", [True, False])
+async def test_a_pipe_is_not_read_again(tmp_path: Path, pipe: Path, is_there_at_first: bool) -> None:
+    """It is empty by then; or whoever reads it waits for ever."""
+    watched = Watched(tmp_path / "persona.toml")
+    if is_there_at_first:
+        watched.file.symlink_to(pipe)
+    else:
+        watched.write(line(ANN))
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watched.watch.run)
+            nursery.cancel_scope.cancel()
+        if not is_there_at_first:
+            watched.file.unlink()
+            watched.file.symlink_to(pipe)
+        assert await watched.look(4) == []
+    assert [entry["event"] for entry in logs] == ["tokens_not_watched"]
+    watched.file.unlink()
+    watched.write(line(BOB))
+    assert await watched.look() == [["bob"]]
+
+
+async def test_a_file_system_that_hangs_does_not_hold_up_a_stop() -> None:
+    is_reading, is_over = threading.Event(), threading.Event()
+
+    def hang() -> list[AuthToken]:
+        is_reading.set()
+        is_over.wait(10)
+        return []
+
+    watch = TokenWatch(TokenSource(fingerprint=lambda: 1, load=hang), lambda _: None)
+    try:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch.run)
+                await trio.to_thread.run_sync(is_reading.wait, 5)
+                nursery.cancel_scope.cancel()
+    finally:
+        is_over.set()
 
 
 # What the listener makes of it
