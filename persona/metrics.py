@@ -176,6 +176,7 @@ class Metrics:
         self.connections = gauge("connections", "Open WebSocket connections.")
         self.handshakes = gauge("handshakes", "Half-open connections.")
         self.refused = counter("handshakes_refused_total", "Handshakes refused.", "reason")
+        self.refusals_cut_short = counter("refusals_cut_short_total", "Refusals not waited for to be read.")
         self.closed = counter("connections_closed_total", "Connections ended.", "cause")
         self.reads_paused = counter("reads_paused_total", "Reads put off for a client that takes too slowly.")
         self.dropped_responses = counter("responses_dropped_total", "Frames that looked like a response.")

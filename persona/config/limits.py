@@ -41,7 +41,8 @@ class LimitSettings(Section):
         minimum=1,
         maximum=100_000,
         reason="Half-open handshakes hold a socket and a task before anything is known about the "
-        "client. As many as there are places may come at once, as after a restart; no more.",
+        "client. As many as there are places may come at once, as after a restart; no more. As many that "
+        "are refused are given half a second to read why.",
     )
     handshake_timeout_s: float = setting(
         10.0,

@@ -5,6 +5,7 @@ with a bare 400), so the head is read and judged here, and then given to the eng
 gets a proper HTTP answer.
 """
 
+from contextlib import suppress
 from http import HTTPStatus
 
 import attrs
@@ -126,9 +127,14 @@ async def read_head(stream: trio.abc.ReceiveStream) -> RequestHead | None:
         connection.receive_data(bytes(data))
 
 
-async def refuse(stream: trio.abc.Stream, refused: Refused) -> None:
-    """Answer and close. Never raises but `Cancelled`; the stream is closed in any case."""
+async def refuse(stream: trio.abc.Stream, refused: Refused, *, lingers: bool = True) -> None:
+    """Answer and close. Unless it `lingers`, the answer may get lost. Never raises but `Cancelled`; the
+    stream is closed in any case."""
     try:
-        await say_goodbye(stream, refused.response())
+        if lingers:
+            await say_goodbye(stream, refused.response())
+        else:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await stream.send_all(refused.response())
     finally:
         await trio.aclose_forcefully(stream)

@@ -85,6 +85,7 @@ class Listener:
         # Half-open ones, likewise: one machine cannot take all of their places either.
         self._opening: Counter[str] = Counter()
         self._handshakes: set[trio.CancelScope] = set()
+        self._refusals = 0
         self._places = 0
         self._draining = False
         self._accepting = trio.CancelScope()
@@ -139,12 +140,24 @@ class Listener:
             try:
                 await self._admit_and_run(stream, engine_nursery)
             except Refused as exc:
-                self._metrics.refused.labels(exc.reason).inc()
-                with trio.move_on_after(self._limits.close_timeout_s):
-                    await refuse(stream, exc)
+                await self._refuse(stream, exc)
             except trio.TooSlowError:
                 self._metrics.refused.labels("timeout").inc()
             engine_nursery.cancel_scope.cancel()
+
+    async def _refuse(self, stream: trio.abc.Stream, refused: Refused) -> None:
+        """Say so, and let it be read: by as many at a time as may be half open, for a flood must not find a
+        second room behind the full one."""
+        self._metrics.refused.labels(refused.reason).inc()
+        lingers = self._refusals < self._limits.max_handshakes
+        if not lingers:
+            self._metrics.refusals_cut_short.inc()
+        self._refusals += lingers
+        try:
+            with trio.move_on_after(self._limits.close_timeout_s):
+                await refuse(stream, refused, lingers=lingers)
+        finally:
+            self._refusals -= lingers
 
     async def _admit_and_run(self, stream: trio.abc.Stream, engine_nursery: trio.Nursery) -> None:
         deadline = trio.current_time() + self._limits.handshake_timeout_s

@@ -121,7 +121,16 @@ async def test_a_refused_peer_that_goes_on_sending_is_not_listened_to_for_long(
         assert trio.current_time() == pytest.approx(LINGER_S)
 
 
-async def test_refusing_a_peer_that_has_gone_is_no_error() -> None:
+async def test_a_refusal_that_does_not_linger_is_over_at_once(autojump_clock: MockClock) -> None:
+    ours, theirs = memory_stream_pair()
+    await refuse(theirs, Refused(HTTPStatus.NOT_FOUND, "path", "No."), lingers=False)
+    assert trio.current_time() == 0
+    assert (await ours.receive_some())[:12] == b"HTTP/1.1 404"
+    assert await ours.receive_some() == b""
+
+
+@pytest.mark.parametrize("lingers", [True, False])
+async def test_refusing_a_peer_that_has_gone_is_no_error(lingers: bool) -> None:
     ours, theirs = memory_stream_pair()
     await ours.aclose()
-    await refuse(theirs, Refused(HTTPStatus.NOT_FOUND, "path", "No."))
+    await refuse(theirs, Refused(HTTPStatus.NOT_FOUND, "path", "No."), lingers=lingers)

@@ -12,6 +12,7 @@ from trio.testing import (
 
 from persona.client import wrap_client
 from persona.transport import listener as listener_module
+from persona.transport.closing import LINGER_S
 from persona.transport.listener import RETRY_AFTER_S, peer_address
 from tests.transport.conftest import OpenHouse
 from tests.transport.house import HEAD, House, open_by_hand, stay_on
@@ -139,6 +140,31 @@ async def test_one_address_cannot_take_all_places_of_half_open_connections(
         await silent[0].aclose()
         await wait_all_tasks_blocked()
         await house.join()
+
+
+async def test_as_many_refused_as_may_be_half_open_are_waited_for_and_no_more(
+    autojump_clock: MockClock, open_house: OpenHouse
+) -> None:
+    async with open_house(limits={"max_handshakes": 2}) as house:
+        for _ in range(2):
+            house.knock()
+        await wait_all_tasks_blocked()
+
+        async def is_waited_for() -> bool:
+            stream, _ = house.knock()
+            await wait_all_tasks_blocked()
+            assert (await stream.receive_some())[:12] == b"HTTP/1.1 503"
+            try:
+                await stream.send_all(b"GET ")
+            except trio.BrokenResourceError:
+                return False
+            return True
+
+        assert [await is_waited_for() for _ in range(4)] == [True, True, False, False]
+        assert house.value("refusals_cut_short_total") == 2
+        await trio.sleep(LINGER_S + 0.1)
+        assert await is_waited_for()
+        assert house.value("handshakes_refused_total", reason="handshakes") == 5
 
 
 async def reset() -> None:
