@@ -110,13 +110,13 @@ class Connection:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes waiting to be sent."""
-        return self._outbox.pending_bytes
+        """Bytes that the client has not taken: those that wait, and those that are being written."""
+        return self._outbox.pending_bytes + self._engine.unsent_bytes
 
     @property
     def held_bytes(self) -> int:
         """About what is held for the client: answers not taken, and requests not answered."""
-        return self._outbox.pending_bytes + self.requests_bytes
+        return self.pending_bytes + self.requests_bytes
 
     async def run(self) -> Goodbye:
         """Serve the client until one side ends it; how it ended. The engine is left open, unless

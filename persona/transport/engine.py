@@ -64,6 +64,11 @@ class Engine(Protocol):
         with it."""
         ...
 
+    @property
+    def unsent_bytes(self) -> int:
+        """How many those are; and those of a `send` that is under way, all until the last is taken."""
+        ...
+
     async def receive(self) -> Sequence[str]:
         """The next text messages, at least one: all that one read brought, as far as that is a fair share.
 

@@ -33,7 +33,7 @@ class TextFramer:
 
 
 class SendingHalf:
-    """`send`, `send_nowait` and `has_unsent` of an `Engine`.
+    """`send`, `send_nowait`, `has_unsent` and `unsent_bytes` of an `Engine`.
 
     What an engine has to say besides goes through `_keep`, `_keep_pong` and `_farewell`. It never writes of
     its own accord: its owner does, when told by `on_unsent`.
@@ -49,6 +49,8 @@ class SendingHalf:
         self._unsent = b""
         self._pong_bytes = 0
         """Of that, about."""
+        self._in_hand_bytes = 0
+        """Of the `send` that is under way."""
         self._send_ended: trio.Event | None = None
         """There while a `send` is under way."""
         self._farewell: bytes | None = None
@@ -61,6 +63,10 @@ class SendingHalf:
     @property
     def has_unsent(self) -> bool:
         return bool(self._unsent)
+
+    @property
+    def unsent_bytes(self) -> int:
+        return len(self._unsent) + self._in_hand_bytes
 
     def _keep(self, frames: bytes) -> None:
         self._unsent += frames
@@ -84,6 +90,7 @@ class SendingHalf:
         await trio.lowlevel.checkpoint_if_cancelled()
         data, self._unsent = self._unsent + self._framed(messages), b""
         self._pong_bytes = 0
+        self._in_hand_bytes = len(data)
         self._send_ended = trio.Event()
         try:
             await send_within(self._stream, data, self._write_deadline_s)
@@ -100,6 +107,7 @@ class SendingHalf:
             self._is_cut_off = True
             raise
         finally:
+            self._in_hand_bytes = 0
             self._send_ended.set()
             self._send_ended = None
 

@@ -28,6 +28,7 @@ class PlayedEngine:
 
     sends_at_once = False
     has_unsent = False
+    unsent_bytes = 0
 
     def __init__(self) -> None:
         self.on_unsent: Callable[[], None] = nobody
@@ -51,7 +52,11 @@ class PlayedEngine:
 
     async def send(self, messages: Sequence[bytes]) -> None:
         if self.stuck:
-            await trio.sleep_forever()
+            self.unsent_bytes = sum(map(len, messages))
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.unsent_bytes = 0
         await trio.lowlevel.checkpoint()
         if self.send_fails is not None:
             raise self.send_fails
@@ -93,6 +98,10 @@ class QuickEngine(PlayedEngine):
     @property
     def has_unsent(self) -> bool:  # type: ignore[override]
         return bool(self._unsent)
+
+    @property
+    def unsent_bytes(self) -> int:  # type: ignore[override]
+        return sum(map(len, self._unsent))
 
     def send_nowait(self, messages: Sequence[bytes]) -> bool:
         if self.send_fails is not None:

@@ -40,7 +40,7 @@ async def test_shedding_takes_the_idle_first_and_of_the_busy_who_reads_least(
         await wait_all_tasks_blocked()
         for number, size in ((4, 10), (5, 1000), (6, 100)):
             ends[number - 1].send_stream.send_all_hook = trio.sleep_forever
-            for payload in (b"0", b"1" * size):  # the writer takes the first, and is stuck with it
+            for payload in (b"0" * size, b"1"):  # the writer takes the first, and is stuck with it
                 house.connection_of(number).offer(payload)
                 await wait_all_tasks_blocked()
         gone = []

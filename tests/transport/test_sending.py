@@ -138,6 +138,31 @@ async def test_a_pong_does_not_go_into_the_middle_of_a_message(socket_link: Open
         nursery.cancel_scope.cancel()
 
 
+async def test_it_says_how_much_it_holds_until_the_last_byte_is_taken(socket_link: OpenLink) -> None:
+    async with socket_link() as link, trio.open_nursery() as nursery:
+        engine = link.engine
+        assert engine.unsent_bytes == 0
+        engine.send_nowait([TOO_MUCH])
+        kept_bytes = engine.unsent_bytes
+        assert 0 < kept_bytes < len(TOO_MUCH)
+        nursery.start_soon(link.send, b"more")
+        await wait_all_tasks_blocked()
+        assert engine.unsent_bytes == kept_bytes + len(text_header(4) + b"more")
+        assert await link.client.frame() == (TEXT, TOO_MUCH)
+        assert await link.client.frame() == (TEXT, b"more")
+        await wait_all_tasks_blocked()
+        assert engine.unsent_bytes == 0
+
+
+async def test_it_holds_nothing_of_a_write_that_was_cut(socket_link: OpenLink) -> None:
+    async with socket_link() as link, trio.open_nursery() as nursery:
+        nursery.start_soon(link.engine.send, [TOO_MUCH])
+        await wait_all_tasks_blocked()
+        assert link.engine.unsent_bytes > len(TOO_MUCH)
+        nursery.cancel_scope.cancel()
+    assert link.engine.unsent_bytes == 0
+
+
 async def test_a_pong_is_not_dropped_for_what_a_message_has_left_to_be_sent(socket_link: OpenLink) -> None:
     async with socket_link() as link:
         # The owner has no time.
