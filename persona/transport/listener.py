@@ -127,7 +127,7 @@ class Listener:
         except* LocalProtocolError:
             # trio-websocket's reader answers a ping after our close was sent (its issue 184).
             log.debug("close_crossed_ping")
-        except* Exception:  # the boundary of a connection: its failure stays inside
+        except* Exception:  # the boundary of a handshake, and of trio-websocket's reader
             self._metrics.closed.labels("error").inc()
             log.exception("connection_crashed")
         finally:
@@ -243,11 +243,11 @@ class Listener:
             goodbye = Goodbye(1011, "internal error", "error")
             try:
                 goodbye = await connection.run()
-            except BaseException:
-                # Not `except Cancelled`: the nursery may wrap several of them in a group.
-                if trio.current_effective_deadline() == -math.inf:
-                    goodbye = Goodbye(1012, "the server restarts", "shutdown")
+            except* trio.Cancelled:
+                goodbye = Goodbye(1012, "the server restarts", "shutdown")
                 raise
+            except* Exception:  # the boundary of an open connection
+                log.exception("connection_crashed")
             finally:
                 with trio.move_on_after(self._farewell_s(goodbye), shield=True):
                     await engine.aclose(goodbye.code, goodbye.text)
