@@ -16,7 +16,10 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 import trio
+
+log = structlog.get_logger()
 
 HAS_EPOLL = hasattr(select, "epoll")
 READ_BYTES = 64 * 1024
@@ -112,8 +115,14 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     @classmethod
     def adopt(cls, stream: trio.SocketStream, readiness: Readiness) -> "SocketStream":
-        """Take over the socket of `stream`, which nobody may use any more."""
-        return cls(socket.socket(fileno=stream.socket.detach()), readiness)
+        """Take over the socket of `stream`, which nobody may use any more. Raises `OSError` where the kernel
+        watches no more sockets; this one is closed then."""
+        sock = socket.socket(fileno=stream.socket.detach())
+        try:
+            return cls(sock, readiness)
+        except OSError:
+            sock.close()
+            raise
 
     @property
     def peer_address(self) -> str:
@@ -255,8 +264,13 @@ class ReadyListener(trio.abc.Listener[SocketStream]):
         self._readiness = readiness
 
     async def accept(self) -> SocketStream:
-        """See `trio.abc.Listener`."""
-        return SocketStream.adopt(await self._listener.accept(), self._readiness)
+        """See `trio.abc.Listener`. Who cannot be watched is not served, and the next one is waited for."""
+        while True:
+            stream = await self._listener.accept()
+            try:
+                return SocketStream.adopt(stream, self._readiness)
+            except OSError as exc:
+                log.error("socket_not_watched", problem=exc.strerror)
 
     async def aclose(self) -> None:
         """See `trio.abc.AsyncResource`."""

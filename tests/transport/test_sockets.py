@@ -1,11 +1,14 @@
 """Streams on one shared epoll set: trio's own stream contract, and the edges of edge-triggering."""
 
+import errno
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 from persona.transport.sockets import (
@@ -210,6 +213,38 @@ async def test_a_listener_accepts_streams_of_the_set_and_closes_with_its_own() -
                     assert await stream.receive_some() == b"hello"
     with pytest.raises(trio.ClosedResourceError):
         await listener.accept()
+
+
+async def test_a_socket_that_the_kernel_will_not_watch_is_closed_and_the_next_one_is_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`fs.epoll.max_user_watches` is a bound for all programs of a user's."""
+    watch, asked = Readiness.watch, 0
+
+    def full_at_first(self: Readiness, fd: int, stream: SocketStream) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        watch(self, fd, stream)
+
+    monkeypatch.setattr(Readiness, "watch", full_at_first)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with open_readiness() as readiness, ReadyListener(listener, readiness) as ready:
+        with (
+            socket.create_connection(listener.socket.getsockname(), timeout=5) as first,
+            socket.create_connection(listener.socket.getsockname()) as second,
+            capture_logs() as logs,
+        ):
+            with trio.fail_after(5):
+                stream = await ready.accept()
+                assert first.recv(1) == b""
+                second.sendall(b"hello")
+                assert await stream.receive_some() == b"hello"
+            await stream.aclose()
+    assert [(entry["event"], entry["problem"]) for entry in logs] == [
+        ("socket_not_watched", os.strerror(errno.ENOSPC))
+    ]
 
 
 async def test_the_set_gives_its_descriptor_back() -> None:
