@@ -6,7 +6,8 @@ descriptor of that set: one registration a turn of the loop, whatever the number
 
 Edge-triggered means that the kernel tells of a change once. So a stream remembers what it was told until
 a call shows otherwise: a read that gives less than it could has emptied the socket (epoll(7), question 9),
-unless the peer has ended its side, which is told only once too.
+unless the peer has ended its side, which is told only once too, or has ever sent urgent data, at which a
+read stops.
 
 Where there is no epoll (`HAS_EPOLL`), trio's own streams do the same work.
 """
@@ -26,10 +27,10 @@ READ_BYTES = 64 * 1024
 """What one system call takes in: a whole message of the default bound, or a burst of small ones."""
 
 if HAS_EPOLL:
-    _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-    _READABLE = select.EPOLLIN | _ENDED
+    _UNSURE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
+    _READABLE = select.EPOLLIN | _UNSURE
     _WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
-    _WATCHED = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+    _WATCHED = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 
 class Readiness:
@@ -94,7 +95,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
     __slots__ = (
         "_did_send_eof",
         "_fd",
-        "_has_ended",
+        "_is_unsure",
         "_may_read",
         "_reader",
         "_readiness",
@@ -108,7 +109,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self._fd = sock.fileno()
         self._readiness = readiness
         self._may_read = False
-        self._has_ended = self._did_send_eof = False
+        self._is_unsure = self._did_send_eof = False
         self._reader: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
         readiness.watch(self._fd, self)
@@ -133,8 +134,9 @@ class SocketStream(trio.abc.HalfCloseableStream):
         """Take up what the kernel told, and wake who waits for it."""
         if events & _READABLE:
             self._may_read = True
-            if events & _ENDED:
-                self._has_ended = True
+            if events & _UNSURE:
+                # From now on only a read that gives nothing has emptied it.
+                self._is_unsure = True
             if self._reader is not None:
                 trio.lowlevel.reschedule(self._reader)
                 self._reader = None
@@ -168,7 +170,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             return None
         except OSError as exc:
             raise trio.BrokenResourceError(f"the connection broke: {exc.strerror}") from exc
-        self._may_read = len(data) == size or self._has_ended
+        self._may_read = len(data) == size or self._is_unsure
         return data
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:

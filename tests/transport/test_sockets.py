@@ -72,6 +72,26 @@ async def test_data_and_the_end_that_arrive_together_are_both_seen() -> None:
             assert [await theirs.receive_some() for _ in range(3)] == [b""] * 3
 
 
+async def test_what_comes_after_urgent_data_is_seen() -> None:
+    """A read stops there, and gives less than it could while there is more."""
+    ours, theirs = connected()
+    async with open_readiness() as readiness:
+        with ours:
+            stream = SocketStream(theirs, readiness)
+            for _ in range(2):
+                ours.sendall(b"before")
+                ours.send(b"!", socket.MSG_OOB)
+                ours.sendall(b"after")
+                got = b""
+                with trio.fail_after(5):
+                    # All of it is there before the first read.
+                    await wait_all_tasks_blocked()
+                    while len(got) < 11:
+                        got += await stream.receive_some()
+                assert got == b"beforeafter"
+            await stream.aclose()
+
+
 async def test_what_was_there_before_the_socket_was_taken_over_is_read() -> None:
     ours, theirs = connected()
     with ours:
