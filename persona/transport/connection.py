@@ -39,7 +39,6 @@ READ_PAUSE_S = 1.0
 """How long the reader lets a client catch up whose outbox is half full of answers. No longer, so that its
 pongs and cancellations are still read; one that asks on and takes nothing is then a slow consumer."""
 
-
 Inbox = tuple[trio.MemorySendChannel[tuple[Work, int]], trio.MemoryReceiveChannel[tuple[Work, int]]]
 """Both ends; each piece of work with the size of its frame."""
 
@@ -87,10 +86,7 @@ class Connection:
         self._patience = TokenBucket(
             per_minute=MAX_RATE_REFUSALS_PER_MINUTE, burst=MAX_RATE_REFUSALS_PER_MINUTE, now=self.opened_at
         )
-        self._inbox: (
-            tuple[trio.MemorySendChannel[tuple[Work, int]], trio.MemoryReceiveChannel[tuple[Work, int]]]
-            | None
-        ) = None
+        self._inbox: Inbox | None = None
         self._workers = 0
         self._nursery: trio.Nursery | None = None
         # Whether the reader is in the middle of what one read brought: its answers go out together.
