@@ -113,6 +113,7 @@ class Services:
     background: Background
     circuit: CircuitBreaker
     backend: Backend
+    model_watch: ModelWatch
     scheduler: Scheduler
     chat: Chat
 
@@ -131,7 +132,6 @@ def assemble(
     services = _services(settings, database, backend, now, metrics)
     background, scheduler, hub = services.background, services.scheduler, services.hub
     pace = open_pace()
-    model_watch = ModelWatch(services.backend)
     # They tell of the whole, which is made of what tells it to clients; so they are asked for late.
     observer = Observer(
         metrics_of=lambda window_s, for_admin: monitor.metrics(window_s, for_admin=for_admin),
@@ -163,7 +163,7 @@ def assemble(
         background=background,
         scheduler=scheduler,
         circuit=services.circuit,
-        model_watch=model_watch,
+        model_watch=services.model_watch,
     )
     memory = _memory_guard(settings.limits, database, background, listener, metrics, resident_bytes)
     monitor = Monitor(
@@ -191,7 +191,7 @@ def assemble(
         scheduler=scheduler,
         monitor=monitor,
         observer=observer,
-        model_watch=model_watch,
+        model_watch=services.model_watch,
         pace=pace,
         listener=listener,
         web=_web(settings, database, listener, metrics),
@@ -263,6 +263,7 @@ def _services(
         background=background,
         circuit=circuit,
         backend=backend,
+        model_watch=ModelWatch(backend),
         scheduler=scheduler,
         chat=chat,
     )
@@ -312,6 +313,7 @@ def _registry(
                 conversations=conversations,
                 backend=services.backend,
                 circuit=services.circuit,
+                model_watch=services.model_watch,
                 hub=services.hub,
                 metrics=metrics,
                 figures=figures,

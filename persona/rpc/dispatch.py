@@ -33,9 +33,9 @@ from persona.service.sessions import RunningRequest, Session
 from persona.service.subscriber import Subscriber
 
 Bound = Literal["handlers", "model"]
-"""What bounds a method: the handler pool, or the model's own slots and queue. A chat may wait for
-the model for minutes; if it held a place in the handler pool meanwhile, a hundred chats would
-lock everybody else out."""
+"""What bounds a method: the handler pool, or what bounds the waiting for the model: its slots and
+queue, or the one question of its watch. A chat may wait for the model for minutes; if it held a place
+in the handler pool meanwhile, a hundred chats would lock everybody else out."""
 POOL_PATIENCE_S = 0.25
 """How long a request waits for a place in the handler pool before it is refused. Hundreds of clients
 that connect at one moment and do something short are no overload, and told to come back in a second

@@ -117,6 +117,7 @@ async def test_a_model_that_is_down_comes_back(tmp_path: Path) -> None:
             nursery.start_soon(functools.partial(trio.serve_listeners, handler, listeners))
             exchange = await ask(wire, "chat_stream", message="Hello?", persona_id="aria")
             assert exchange.text == "You said: Hello?"
+            assert (await wire.call("system.models"))["current_model"]
             assert (await wire.call("system.status"))["llm_available"] is True
             nursery.cancel_scope.cancel()
 

@@ -104,6 +104,8 @@ async def test_a_server_that_stays_down_opens_the_circuit_and_its_return_closes_
             await trio.sleep(error["data"]["retry_after_s"] + 0.05)
             exchange = await ask(wire, "chat_stream", message="Hello?")
             assert exchange.text == "You said: Hello?"
+            # The next time that somebody asks for its models, the watch or a client, it is seen to be there.
+            await wire.call("system.models")
             closed = await circuit(wire)
             assert (closed["available"], closed["state"]) == (True, "closed")
             assert closed["since"] > opened["since"]

@@ -1,14 +1,15 @@
 """`system.*` and `rpc.discover`: the server itself."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import attrs
-import trio
 
-from persona.errors import LLMUnavailable
+from persona.errors import PersonaError
 from persona.llm.backend import Backend
 from persona.llm.breaker import CircuitBreaker
+from persona.llm.watch import ModelWatch
 from persona.metrics import Metrics
 from persona.model import isoformat
 from persona.rpc import figures as f
@@ -19,8 +20,6 @@ from persona.service.conversations import Conversations
 from persona.service.hub import Hub
 from persona.service.personas import Personas
 
-MODEL_CHECK_TIMEOUT_S = 2.0
-"""How long `system.status` waits for the model to say that it is there."""
 ACTIVE_WITHIN_S = 3600.0
 """A conversation counts as active for an hour after its last turn."""
 
@@ -57,6 +56,7 @@ class SystemMethods:
         conversations: Conversations,
         backend: Backend,
         circuit: CircuitBreaker,
+        model_watch: ModelWatch,
         hub: Hub,
         metrics: Metrics,
         figures: Callable[[], SystemFigures],
@@ -68,6 +68,7 @@ class SystemMethods:
         self._conversations = conversations
         self._backend = backend
         self._circuit = circuit
+        self._model_watch = model_watch
         self._hub = hub
         self._metrics = metrics
         self._figures = figures
@@ -117,10 +118,11 @@ class SystemMethods:
         """The tasks that run now, as a tree: their age, and what each waits for."""
         return self._observed.tasks(params.siblings)
 
-    @method("system.models", params=p.NoParams, result=r.Models)
-    async def models(self, _call: Call, _params: p.NoParams) -> r.Models:
+    @method("system.models", params=p.NoParams, result=r.Models, bound="model")
+    async def models(self, call: Call, _params: p.NoParams) -> r.Models:
         """The models there are, and which one answers when a chat names none."""
-        available = await self._backend.models()
+        with call.request.interruptible():
+            available = await self._model_watch.models()
         return r.Models(
             available_models=list(available),
             current_model=self._backend.model,
@@ -142,10 +144,8 @@ class SystemMethods:
     async def _model_answers(self) -> bool:
         if self._circuit.is_refusing:
             return False
-        with trio.move_on_after(MODEL_CHECK_TIMEOUT_S):
-            try:
-                await self._backend.models()
-            except LLMUnavailable:
-                return False
-            return True
-        return False
+        if self._model_watch.answered is None:
+            # Once in a server's life; whoever else asks meanwhile waits for the same answer.
+            with suppress(PersonaError):
+                await self._model_watch.models()
+        return self._model_watch.answered is True

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.errors import LLMUnavailable
+from persona.llm.watch import ANSWER_TIMEOUT_S, WATCH_INTERVAL_S
 from persona.model import isoformat
-from persona.rpc.methods.system import MODEL_CHECK_TIMEOUT_S
 from persona.testing import EPOCH, RESIDENT_BYTES
 from tests.rpc.methods.asking import TOKENS, open_party
 from tests.service.stage import PlayedModel
@@ -93,19 +93,37 @@ async def test_status_says_which_way_the_circuit_is_and_since_when(autojump_cloc
         assert trio.current_time() == started + 17
 
 
-@pytest.mark.parametrize("way", ["refuses", "hangs"])
-async def test_a_model_that_does_not_answer_is_not_available(way: str, autojump_clock: MockClock) -> None:
+async def test_status_tells_what_came_of_the_last_question(autojump_clock: MockClock) -> None:
+    """Only the very first one waits: nothing is known before."""
     model = PlayedModel()
+    model.answers_after_s = 1.0
     async with open_party(backend=model) as party:
         asking = await party.join()
-        assert (await asking.ask("system.status"))["llm_available"]
-        if way == "refuses":
-            model.names = LLMUnavailable("gone")
-        else:
-            model.answers_after_s = math.inf
         started = trio.current_time()
+        assert (await asking.ask("system.status"))["llm_available"]
+        assert trio.current_time() - started == 1.0
+        model.answers_after_s = math.inf
+        assert (await asking.ask("system.status"))["llm_available"]
+        await trio.sleep(WATCH_INTERVAL_S + ANSWER_TIMEOUT_S)
+        asked_at = trio.current_time()
         assert not (await asking.ask("system.status"))["llm_available"]
-        assert trio.current_time() - started == (0 if way == "refuses" else MODEL_CHECK_TIMEOUT_S)
+        model.answers_after_s = 0.0
+        assert await asking.ask("system.models")
+        assert (await asking.ask("system.status"))["llm_available"]
+        assert trio.current_time() == asked_at
+
+
+@pytest.mark.parametrize("way", ["refuses", "hangs"])
+async def test_a_model_that_never_answered_is_not_available(way: str, autojump_clock: MockClock) -> None:
+    model = PlayedModel()
+    if way == "refuses":
+        model.names = LLMUnavailable("gone")
+    else:
+        model.answers_after_s = math.inf
+    async with open_party(backend=model) as party:
+        asking = await party.join()
+        assert not (await asking.ask("system.status"))["llm_available"]
+        assert trio.current_time() == (0 if way == "refuses" else ANSWER_TIMEOUT_S)
 
 
 async def test_models_are_the_backends(autojump_clock: MockClock) -> None:
@@ -120,6 +138,37 @@ async def test_models_are_the_backends(autojump_clock: MockClock) -> None:
         model.names = LLMUnavailable("gone", retry_after_s=5.0)
         error = await asking.refused("system.models")
         assert (error.reason, error.retry_after_s) == ("llm_unavailable", 5.0)
+
+
+async def test_a_model_server_that_hangs_locks_nobody_out(autojump_clock: MockClock) -> None:
+    """However many ask for its models, they hold no place in the handler pool, and are soon told."""
+    model, reasons = PlayedModel(), []
+    async with open_party(backend=model, limits={"handler_pool_size": 4}) as party:
+        curious, other = await party.join(), await party.join()
+        assert (await other.ask("system.status"))["llm_available"]
+        model.answers_after_s = math.inf
+
+        async def ask_for_models() -> None:
+            reasons.append((await curious.refused("system.models")).reason)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(ask_for_models)
+            await wait_all_tasks_blocked()
+            started = trio.current_time()
+            await other.ask("persona.switch", persona_id="aria")
+            await other.ask("system.status")
+            assert trio.current_time() == started
+        assert reasons == ["llm_unavailable"] * 8
+        assert trio.current_time() == started + ANSWER_TIMEOUT_S
+
+
+async def test_who_asks_for_models_may_give_less_time(autojump_clock: MockClock) -> None:
+    model = PlayedModel()
+    model.answers_after_s = math.inf
+    async with open_party(backend=model) as party:
+        error = await (await party.join()).refused("system.models", timeout_s=0.5)
+        assert (error.reason, trio.current_time()) == ("deadline_exceeded", 0.5)
 
 
 async def test_a_broadcast_reaches_who_subscribed_to_its_topic(autojump_clock: MockClock) -> None:
