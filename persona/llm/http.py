@@ -2,12 +2,13 @@
 
 import abc
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, ClassVar, Literal
 
 import httpx2
 import trio
 
+from persona.errors import LLMUnavailable
 from persona.llm.backend import Event, GenerateOptions, Message
 from persona.llm.upstream import Body, Upstream
 
@@ -21,7 +22,8 @@ class HTTPBackend(abc.ABC):
     """A `Backend` behind HTTP. Subclasses say what goes over the wire.
 
     `client` stays the caller's to close; later requests raise `LLMUnavailable`. An empty `model`
-    means the server's first one, asked for once, when first needed.
+    means the server's first one, asked for when first needed, and anew once the server has refused a
+    request for it: it may have come back with another.
     """
 
     label: ClassVar[str]
@@ -32,6 +34,8 @@ class HTTPBackend(abc.ABC):
         self._client = client
         self._upstream = Upstream(client, label=self.label, base_url=base_url, api_key=api_key)
         self._model = model
+        self._is_model_set = bool(model)
+        self._is_model_known = bool(model)
         self._model_lookup = trio.Lock()
 
     def __repr__(self) -> str:
@@ -54,20 +58,25 @@ class HTTPBackend(abc.ABC):
         model = options.model or await self.default_model()
         request = self._request(model, messages, options)
         max_chars = options.max_tokens * MAX_CHARS_PER_TOKEN + MAX_CHARS_BESIDES
-        async with (
-            self._upstream.request("POST", self.chat_path, body=request, model=model) as body,
-            aclosing(self._events(body, model, max_chars)) as events,
-        ):
-            yield events
+        async with AsyncExitStack() as stack:
+            try:
+                body = await stack.enter_async_context(
+                    self._upstream.request("POST", self.chat_path, body=request, model=model)
+                )
+            except LLMUnavailable as exc:
+                if model == self._model and not exc.is_transient:
+                    self._is_model_known = self._is_model_set
+                raise
+            yield await stack.enter_async_context(aclosing(self._events(body, model, max_chars)))
 
     async def default_model(self) -> str:
         """The model used when a request names none, looked up if the settings named none.
 
         Raises `LLMUnavailable`, also when the server has no model at all.
         """
-        if not self._model:
+        if not self._is_model_known:
             async with self._model_lookup:
-                if not self._model:
+                if not self._is_model_known:
                     await self.probe()
         return self._model
 
@@ -77,10 +86,10 @@ class HTTPBackend(abc.ABC):
         Raises `LLMUnavailable`, also when a default is wanted and there is no model at all.
         """
         names = await self.models()
-        if not self._model:
+        if not self._is_model_known:
             if not names:
                 raise self._upstream.failure("has no model yet", self.how_to_get_a_model)
-            self._model = names[0]
+            self._model, self._is_model_known = names[0], True
         return self._model
 
     @abc.abstractmethod

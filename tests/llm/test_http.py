@@ -127,6 +127,48 @@ async def test_a_failed_look_up_is_tried_again(kind: Kind) -> None:
         await ask(backend)
 
 
+async def test_a_server_that_came_back_with_another_model_is_asked_for_it_again(kind: Kind) -> None:
+    """A server that is restarted, as llama.cpp is to change its model."""
+    async with opened(kind, model="") as (server, backend):
+        server.variant = lambda body: "ok" if body["model"] in server.models else "not_found"
+        await ask(backend)
+        server.models = ("another",)
+        with pytest.raises(LLMUnavailable, match="no model 'stand-in'"):
+            await ask(backend)
+        assert backend.model == "stand-in"
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(ask, backend)
+        assert backend.model == "another"
+    assert [request.method for request in server.requests].count("GET") == 2
+
+
+@pytest.mark.parametrize("asked_for", [None, "its own"])
+async def test_a_model_that_was_set_or_asked_for_is_not_looked_up_when_it_is_missing(
+    kind: Kind, asked_for: str | None
+) -> None:
+    async with opened(kind, model="stand-in", variant="not_found") as (server, backend):
+        for _ in range(2):
+            with pytest.raises(LLMUnavailable, match="no model"):
+                await ask(backend, options=GenerateOptions(max_tokens=9, model=asked_for))
+        assert backend.model == "stand-in"
+    assert [request.method for request in server.requests] == ["POST", "POST"]
+
+
+async def test_another_models_absence_says_nothing_of_the_looked_up_one(kind: Kind) -> None:
+    async with opened(kind, model="") as (server, backend):
+        await ask(backend)
+        server.variant = "not_found"
+        with pytest.raises(LLMUnavailable, match="no model 'its own'"):
+            await ask(backend, options=GenerateOptions(max_tokens=9, model="its own"))
+        server.variant = "busy"
+        with pytest.raises(LLMUnavailable, match="is busy"):
+            await ask(backend)
+        server.variant = "ok"
+        await ask(backend)
+    assert [request.method for request in server.requests].count("GET") == 1
+
+
 async def test_the_request_may_name_a_model(kind: Kind) -> None:
     async with opened(kind, model="") as (server, backend):
         _, completed = await ask(backend, options=GenerateOptions(max_tokens=9, model="other"))
