@@ -217,7 +217,11 @@ def _services(
         queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
     )
     circuit = CircuitBreaker(
-        failures=llm.breaker_failures, open_s=llm.breaker_open_s, metrics=metrics, now=now
+        failures=llm.breaker_failures,
+        open_s=llm.breaker_open_s,
+        patience_s=llm.first_token_timeout_s,
+        metrics=metrics,
+        now=now,
     )
     backend = RetryingBackend(backend, circuit, max_retries=llm.max_retries, metrics=metrics)
     scheduler = Scheduler(

@@ -133,7 +133,7 @@ async def test_a_chat_is_the_probe_and_others_are_refused_until_its_first_token(
                 await standin.wait_requests(2)  # the list of models, and the chat
             assert (await circuit(other))["available"] is False
             error = (await ask(other, "chat", message="Hello?", persona_id="aria")).error
-            assert error["data"]["retry_after_s"] == 1
+            assert error["data"]["retry_after_s"] >= 1
             assert chats_asked(standin) == 1
             # A probe that is cancelled decides nothing.
             await wire.start("stream.cancel", {"request_id": "probe"}, id="cancel")

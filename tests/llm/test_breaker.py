@@ -5,16 +5,22 @@ import structlog.testing
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.errors import LLMUnavailable
-from persona.llm.breaker import MAX_OPEN_S, PROBE_RETRY_AFTER_S, CircuitBreaker
+from persona.llm.breaker import HUNG_SHARE, MAX_OPEN_S, PROBE_RETRY_AFTER_S, CircuitBreaker
 from persona.metrics import Metrics
+
+PATIENCE_S = 60.0
 
 
 def make(failures: int = 3, open_s: float = 5.0, metrics: Metrics | None = None) -> CircuitBreaker:
     return CircuitBreaker(
-        failures=failures, open_s=open_s, metrics=metrics or Metrics(), now=trio.current_time
+        failures=failures,
+        open_s=open_s,
+        patience_s=PATIENCE_S,
+        metrics=metrics or Metrics(),
+        now=trio.current_time,
     )
 
 
@@ -169,6 +175,59 @@ async def test_a_cancelled_probe_says_nothing_and_the_next_request_is_the_probe(
     assert breaker.state == "closed"
 
 
+@pytest.mark.parametrize("hung_s", [PATIENCE_S, PATIENCE_S * HUNG_SHARE])
+async def test_a_probe_that_hangs_until_patience_is_out_has_failed(
+    hung_s: float, autojump_clock: MockClock
+) -> None:
+    """Its caller cancels it then, and may have begun to count a little earlier."""
+    breaker = make(failures=1, open_s=5.0)
+    fail(breaker)
+    await trio.sleep(5)
+    with trio.move_on_after(hung_s), breaker.attempt():
+        await trio.sleep_forever()
+    error = refusal(breaker)
+    assert breaker.state == "open"
+    assert error.retry_after_s == pytest.approx(10)
+    assert error.message.endswith(f"the model was silent for {hung_s:g} s")
+    await trio.sleep(10)
+    succeed(breaker)
+    assert breaker.state == "closed"
+
+
+async def test_silence_is_no_failure_while_it_is_closed(autojump_clock: MockClock) -> None:
+    """The model may have much to do, and answers others meanwhile."""
+    breaker = make(failures=1)
+    with trio.move_on_after(PATIENCE_S), breaker.attempt():
+        await trio.sleep_forever()
+    assert breaker.state == "closed"
+
+
+async def test_the_longer_a_probe_hangs_the_later_others_are_told_to_come_back(
+    autojump_clock: MockClock,
+) -> None:
+    """As if half of its time were over; but not later than it is known to have failed."""
+    breaker = make(failures=1, open_s=5.0)
+    fail(breaker)
+    await trio.sleep(5)
+    began, told = trio.current_time(), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hang, breaker)
+        await wait_all_tasks_blocked()
+        while breaker.state == "half_open":
+            retry_after_s = refusal(breaker).retry_after_s
+            assert retry_after_s is not None
+            told.append((trio.current_time() - began, retry_after_s))
+            await trio.sleep(retry_after_s)
+            await wait_all_tasks_blocked()
+    assert told == [(0, PROBE_RETRY_AFTER_S), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (32, 28)]
+    assert breaker.state == "open"
+
+
+async def hang(breaker: CircuitBreaker) -> None:
+    with trio.move_on_after(PATIENCE_S), breaker.attempt():
+        await trio.sleep_forever()
+
+
 @pytest.mark.parametrize("outcome", [None, LLMUnavailable.transient("late")])
 async def test_what_began_before_a_change_has_no_say_after_it(
     outcome: LLMUnavailable | None, autojump_clock: MockClock
@@ -196,7 +255,7 @@ async def test_what_began_before_a_change_has_no_say_after_it(
         assert breaker.state == "half_open"
         with breaker.attempt():
             await trio.sleep(3)  # the second slow one ends meanwhile
-            assert refusal(breaker).retry_after_s == PROBE_RETRY_AFTER_S
+            assert refusal(breaker).retry_after_s == 3
     assert breaker.state == "closed"
 
 

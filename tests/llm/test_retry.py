@@ -71,7 +71,9 @@ def wrap(
     model: Flaky, *, max_retries: int = 2, failures: int = 99, metrics: Metrics | None = None
 ) -> tuple[RetryingBackend, CircuitBreaker]:
     metrics = metrics or Metrics()
-    breaker = CircuitBreaker(failures=failures, open_s=5.0, metrics=metrics, now=trio.current_time)
+    breaker = CircuitBreaker(
+        failures=failures, open_s=5.0, patience_s=60.0, metrics=metrics, now=trio.current_time
+    )
     chance = random.Random(0)
     return RetryingBackend(model, breaker, max_retries=max_retries, metrics=metrics, chance=chance), breaker
 

@@ -93,6 +93,22 @@ async def test_status_says_which_way_the_circuit_is_and_since_when(autojump_cloc
         assert trio.current_time() == started + 17
 
 
+async def test_a_chat_that_finds_the_model_hang_opens_the_circuit_again(autojump_clock: MockClock) -> None:
+    model = PlayedModel()
+    llm = {"max_retries": 0, "breaker_failures": 1, "breaker_open_s": 1.0, "first_token_timeout_s": 8.0}
+    async with open_party(backend=model, llm=llm) as party:
+        asking, other = await party.join(), await party.join()
+        model.script = (LLMUnavailable.transient("gone"),)
+        await asking.refused("persona.chat", persona_id="kira", message="Hello")
+        await trio.sleep(1)
+        model.script = (3600.0,)
+        error = await asking.refused("persona.chat", persona_id="kira", message="Hello")
+        assert error.message == "the model was silent for 8 s"
+        assert (await other.ask("system.status"))["llm_circuit"]["state"] == "open"
+        error = await other.refused("persona.chat", persona_id="kira", message="Hello")
+        assert (error.reason, error.retry_after_s) == ("llm_unavailable", 2)
+
+
 async def test_status_tells_what_came_of_the_last_question(autojump_clock: MockClock) -> None:
     """Only the very first one waits: nothing is known before."""
     model = PlayedModel()
