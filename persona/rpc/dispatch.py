@@ -320,8 +320,8 @@ class Dispatcher:
         bound = structlog.contextvars.bind_contextvars(request=shown(request.id))
         try:
             spec, handler = self._find(message.method)
-            self._check(caller.session, spec, in_batch=in_batch)
             label = spec.name
+            self._check(caller.session, spec, in_batch=in_batch)
             params, timeout_s = convert_params(message.params, spec.params)
             if spec.inline:
                 result = handler(caller, params)

@@ -256,7 +256,26 @@ async def test_while_draining_new_requests_are_told(autojump_clock: MockClock) -
         await wait_all_tasks_blocked()
         here.dispatcher.draining = True
         assert reason(await here.ask(call("t.sleep", 2))) == "shutting_down"
+        assert reason(await here.ask(call("t.unheard_of", 3))) == "shutting_down"
     assert "result" in replies[0]
+
+
+async def test_what_is_refused_is_counted_under_its_name(autojump_clock: MockClock) -> None:
+    """And only what there is not as unknown."""
+    here = desk(role="user")
+    await here.ask(call("t.admin"))
+    await here.ask([call("t.model")])
+    here.dispatcher.draining = True
+    await here.ask(call("t.sleep"))
+    await here.ask(call("t.now"))
+    await here.ask(call("t.unheard_of"))
+    assert here.metrics.messages.outcomes() == {
+        ("t.admin", "unauthorized"): 1,
+        ("t.model", "invalid_request"): 1,
+        ("t.sleep", "shutting_down"): 1,
+        ("t.now", "shutting_down"): 1,
+        ("unknown", "shutting_down"): 1,
+    }
 
 
 async def test_what_is_emitted_goes_ahead_of_the_answer() -> None:
