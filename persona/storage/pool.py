@@ -281,6 +281,10 @@ async def _run_lanes(
                         nursery.start_soon(_work, reads, lane, hop)
                 watchers.cancel_scope.cancel()
     finally:
+        # Nobody waits any more, unless a lane died of a bug: then nobody will come to who does.
+        for queue in (writes, reads):
+            queue.close()
+            queue.give_up()
         drained.set()
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             # The writer last: whoever closes last moves the log into the file.

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from persona.errors import MemoryFailure, NotFound, ShuttingDown
 from persona.storage import pool
+from persona.storage.batch import Writer
 from persona.storage.connection import Synchronous
-from persona.storage.pool import Database, open_database
+from persona.storage.pool import Database, open_database, write_shielded
 from tests.storage.lanes import ENDLESS, Gate, Work, add, create, held, rows
 
 
@@ -54,6 +57,33 @@ async def test_closing_under_cancellation_finishes_what_was_accepted(tmp_path: P
             await database.read(rows)
     with contextlib.closing(sqlite3.connect(path)) as conn:
         assert rows(conn) == list(range(40))
+
+
+async def test_a_bug_in_a_lane_leaves_nobody_waiting(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shielded or not: nobody will come to what they asked for."""
+    told: list[str] = []
+
+    async def ask(kind: str, call: Callable[[], Awaitable[object]]) -> None:
+        with trio.move_on_after(60, shield=kind == "shielded"), pytest.raises(ShuttingDown):
+            await call()
+        told.append(kind)
+
+    def buggy(_lane: Writer) -> None:
+        raise ZeroDivisionError
+
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with open_database(":memory:", threads=False) as database, trio.open_nursery() as nursery:
+            await database.write(create)
+            monkeypatch.setattr(Writer, "run", buggy)
+            nursery.start_soon(ask, "plain", lambda: database.write(add(1)))
+            nursery.start_soon(ask, "shielded", lambda: database.write(add(2)))
+            nursery.start_soon(ask, "shielded", lambda: write_shielded(database, add(3)))
+    assert sorted(told) == ["plain", "shielded", "shielded"]
+    assert trio.current_time() == 0
+    with pytest.raises(ShuttingDown):
+        await database.read(rows)
 
 
 async def test_closing_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
