@@ -166,10 +166,11 @@ async def _open_over(stream: trio.abc.Stream, handshake: _Handshake) -> AsyncIte
                 raise
             finally:
                 nursery.cancel_scope.cancel()
-    except BaseExceptionGroup:
-        # The nursery's wrapping is our affair, not the caller's. A group without a failure of the
-        # body holds a bug of ours, and a cancellation is trio's to sort out: those stay.
-        if failure is None or isinstance(failure, trio.Cancelled):
+    except BaseExceptionGroup as group:
+        # The nursery's wrapping is our affair, not the caller's. But a group stays that holds a bug of
+        # ours: one without a failure of the body, or with more than the body's cancellation.
+        _, others = group.split(trio.Cancelled)
+        if failure is None or (isinstance(failure, trio.Cancelled) and others is not None):
             raise
     if failure is not None:
         raise failure

@@ -10,6 +10,7 @@ from trio.testing import MockClock, memory_stream_pair
 
 from persona.client import ConnectFailed, ConnectionLost, open_client, wrap_client
 from persona.client.connect import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
+from persona.client.link import Link
 from tests.client.fake_server import FakeServer, connected, listening
 from tests.client.talk import shake_hands
 
@@ -201,6 +202,32 @@ async def test_cancelling_the_body_passes_through(server: FakeServer, autojump_c
         assert scope.cancelled_caught
         assert trio.current_time() == 1
         await server.wait_closed()
+
+
+async def test_a_cancellation_of_the_body_is_in_no_group(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
+    client_stream, server_stream = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.serve_stream, server_stream)
+        with trio.move_on_after(1) as scope, pytest.raises(trio.Cancelled):
+            async with wrap_client(client_stream):
+                await trio.sleep_forever()
+        # A group would have passed by `raises`, and come to the scope.
+        assert (scope.cancel_called, scope.cancelled_caught) == (True, False)
+
+
+async def test_a_bug_of_ours_is_not_lost_in_the_cancellation_that_it_brings(
+    server: FakeServer, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def buggy(_link: Link) -> None:
+        await trio.sleep(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Link, "keep_alive", buggy)
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with connected(server):
+            await trio.sleep_forever()
 
 
 async def test_an_exception_under_cancellation_is_not_hidden(
