@@ -117,9 +117,9 @@ class Scheduler:
         self._mean_held_s: float | None = None
         self._moved = trio.Event()
         # Asked for when somebody reads them: a turn changes each of them several times.
-        metrics.llm_running.set_function(lambda: self._running)
-        metrics.llm_queued.set_function(lambda: self._queued)
-        metrics.llm_lined_up.set_function(lambda: self._lined_up)
+        metrics.llm_running.set_function(lambda: self.running)
+        metrics.llm_queued.set_function(lambda: self.queued)
+        metrics.llm_lined_up.set_function(lambda: self.lined_up)
 
     @property
     def running(self) -> int:

@@ -71,8 +71,6 @@ class DatabaseStatistics:
     writes_refused: int
     """Calls that found no place in time; `reads_refused` likewise."""
     reads_refused: int
-    last_batch_size: int
-    """Writes in the last transaction."""
     mean_batch_size: float
     write_batches: Distribution
     """Calls in a batch; `read_batches` likewise."""
@@ -152,7 +150,6 @@ class Database:
             reads=int(reads.batches.total),
             writes_refused=writes.refused,
             reads_refused=reads.refused,
-            last_batch_size=writes.last_batch,
             mean_batch_size=writes.batches.mean,
             write_batches=writes.batches.copy(),
             read_batches=reads.batches.copy(),

@@ -45,7 +45,6 @@ class CallQueue:
 
     def __init__(self, max_queue: int) -> None:
         self.lanes: Sequence[Lane] = ()
-        self.last_batch = 0
         # Each takes one figure a batch and not one a call: measuring must cost a call next to nothing.
         self.batches = Distribution(_SIZES)
         """Calls in a batch."""
@@ -127,8 +126,7 @@ class CallQueue:
         self._at_work.discard(lane)
         self._held_up.discard(lane)
         self._rounds += 1
-        self.last_batch = len(lane.begun)
-        self.batches.observe(self.last_batch)
+        self.batches.observe(len(lane.begun))
         if lane.commit_s is not None:
             self.commits.observe(lane.commit_s)
         for call in lane.begun:

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 import trio
 import trio.testing
 
+from persona.storage.pool import Database
+
 Work = Callable[[sqlite3.Connection], object]
 ENDLESS = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
 
@@ -26,6 +28,12 @@ def add(n: int) -> Callable[[sqlite3.Connection], int]:
 
 def rows(conn: sqlite3.Connection) -> list[int]:
     return [n for (n,) in conn.execute("SELECT n FROM log ORDER BY n")]
+
+
+def batches(database: Database) -> tuple[int, int]:
+    """The writer's transactions since it was opened, and the calls in them."""
+    sizes = database.statistics().write_batches
+    return sizes.count, int(sizes.total)
 
 
 class Gate:

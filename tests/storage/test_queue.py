@@ -11,24 +11,26 @@ import trio.testing
 from persona.errors import Overloaded
 from persona.storage import queue
 from persona.storage.pool import Database, open_database
-from tests.storage.lanes import Gate, add, create, held, rows
+from tests.storage.lanes import Gate, add, batches, create, held, rows
 
 
 async def test_a_lone_write_waits_for_nobody(database: Database) -> None:
+    count, calls = batches(database)
     await database.write(add(1))
-    assert database.statistics().last_batch_size == 1
+    assert batches(database) == (count + 1, calls + 1)
 
 
 async def test_writes_that_wait_share_a_transaction(database: Database) -> None:
-    before = database.statistics()
+    count, calls = batches(database)
     async with held(database.write) as (_, nursery):
         for n in range(100):
             nursery.start_soon(database.write, add(n))
         await trio.testing.wait_all_tasks_blocked()
         assert database.statistics().write_queue_length == 100
     after = database.statistics()
-    assert after.last_batch_size == 100
-    assert after.writes - before.writes == 101
+    # The one that held the writer, and the one of all others.
+    assert batches(database) == (count + 2, calls + 101)
+    assert after.writes == calls + 101
     assert after.mean_batch_size > 30
     assert after.write_queue_length == 0
     assert await database.read(rows) == list(range(100))
@@ -36,10 +38,12 @@ async def test_writes_that_wait_share_a_transaction(database: Database) -> None:
 
 async def test_a_batch_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "MAX_BATCH", 10)
+    count, calls = batches(database)
     async with held(database.write) as (_, nursery):
         for n in range(25):
             nursery.start_soon(database.write, add(n))
-    assert database.statistics().last_batch_size == 5
+    # 1, 10, 10 and 5.
+    assert batches(database) == (count + 4, calls + 26)
     assert await database.read(rows) == list(range(25))
 
 
