@@ -212,7 +212,14 @@ def _services(
                 session.forget_persona(persona.id)
         hub.publish("personas", f"persona.{what}", PersonaDetail.of(persona))
 
-    personas = Personas(database, recovery_s=settings.personas.recovery_s, now=now, on_change=on_change)
+    personas = Personas(
+        database,
+        max_personas=settings.limits.max_personas,
+        recovery_s=settings.personas.recovery_s,
+        now=now,
+        on_change=on_change,
+    )
+    metrics.personas.set_function(lambda: len(personas.all()))
     background = Background(
         queue_size=settings.background.queue_size, workers=settings.background.workers, metrics=metrics
     )

@@ -123,7 +123,7 @@ class PersonaUnavailable(PersonaError):
 
 
 class Conflict(PersonaError):
-    """The same `client_msg_id` with another body, a stale version, or a name already taken."""
+    """The same `client_msg_id` with another body, a stale version, a taken name, or one persona too many."""
 
     code, reason = -32006, "conflict"
 

@@ -198,6 +198,7 @@ class Metrics:
             "llm_circuit_changes_total", "Times the circuit came into a state.", "state"
         )
         self.llm_available = gauge("llm_available", "Whether the model answered when last asked.")
+        self.personas = gauge("personas", "Personas there are.")
         self.background_queued = gauge("background_queued", "Jobs waiting for a worker.")
         self.background_dropped = counter("background_dropped_total", "Jobs dropped.", "job")
         self.background_failed = counter("background_failed_total", "Jobs that failed.", "job")

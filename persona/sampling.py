@@ -93,6 +93,7 @@ def capacities(settings: Settings) -> Capacities:
     return Capacities(
         max_connections=limits.max_connections,
         handler_pool_size=limits.handler_pool_size,
+        max_personas=limits.max_personas,
         memory_soft_limit_bytes=limits.memory_soft_limit_mb * MEGABYTE,
         memory_limit_bytes=limits.memory_limit_mb * MEGABYTE,
         database_readers=settings.database.readers,

@@ -89,6 +89,7 @@ def test_capacities_are_the_settings() -> None:
             "memory_soft_limit_mb": 64,
             "memory_limit_mb": 0,
             "handler_pool_size": 9,
+            "max_personas": 12,
         },
         llm={"max_concurrency": 2, "max_queue": 3},
         database={"readers": 1},
@@ -98,6 +99,7 @@ def test_capacities_are_the_settings() -> None:
     assert found.by_name() == {
         "max_connections": 7,
         "handler_pool_size": 9,
+        "max_personas": 12,
         "memory_soft_limit_bytes": 64 * MEGABYTE,
         "memory_limit_bytes": 0,
         "database_readers": 1,

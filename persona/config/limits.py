@@ -181,6 +181,14 @@ class LimitSettings(Section):
         reason="A close frame is answered in one round trip. trio-websocket alone waits for ever on "
         "a peer that does not read.",
     )
+    max_personas: int = setting(
+        1000,
+        unit="personas",
+        minimum=1,
+        maximum=100_000,
+        reason="Any client may create one, and `persona.list` shows all at once: a thousand hold everybody "
+        "else up for 3 ms, and make 12 MB at the very most, which our client still takes.",
+    )
     memory_soft_limit_mb: int = setting(
         1600,
         unit="MB",

@@ -29,6 +29,7 @@ class Capacities:
 
     max_connections: int
     handler_pool_size: int
+    max_personas: int
     memory_soft_limit_bytes: int
     memory_limit_bytes: int
     database_readers: int

@@ -27,9 +27,16 @@ class Personas:
     """The cast. `on_change` is told `created`, `updated` or `deleted` after the fact is on disk."""
 
     def __init__(
-        self, database: Database, *, recovery_s: float, now: Callable[[], float], on_change: OnChange
+        self,
+        database: Database,
+        *,
+        max_personas: int,
+        recovery_s: float,
+        now: Callable[[], float],
+        on_change: OnChange,
     ) -> None:
         self._database = database
+        self._max_personas = max_personas
         self._recovery_s = recovery_s
         self._now = now
         self._on_change = on_change
@@ -71,8 +78,10 @@ class Personas:
         return self._by_id.get(persona_id)
 
     async def create(self, **fields: Any) -> Persona:
-        """Add a persona. Raises `Conflict` when the name is taken."""
+        """Add a persona. Raises `Conflict` when the name is taken, or there are `max_personas` already."""
         async with self._changing():
+            if len(self._by_id) >= self._max_personas:
+                raise Conflict(f"there are {len(self._by_id)} personas already; delete one first")
             now = self._now()
             persona = Persona(id=uuid.uuid4().hex, created_at=now, updated_at=now, **fields)
             self._require_free_name(persona)

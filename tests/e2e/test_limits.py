@@ -100,6 +100,10 @@ TESTS = {
         f"{LISTENER}:test_a_peer_that_never_says_goodbye_is_not_waited_for",
         f"{HERE}:test_a_goodbye_may_take_all_of_its_time",
     ),
+    "max_personas": (
+        "tests.service.test_personas:test_the_last_place_in_the_cast_is_given_once",
+        "tests.rpc.methods.test_persona:test_the_last_persona_there_may_be_and_one_more",
+    ),
     "memory_soft_limit_mb": (
         f"{HERE}:test_the_marks_of_memory",
         f"{MONITOR}:test_nobody_is_let_in_above_the_soft_mark_nor_cut_below_the_hard_one",

@@ -30,6 +30,7 @@ READINGS = Readings(
 CAPACITIES = Capacities(
     max_connections=500,
     handler_pool_size=100,
+    max_personas=1000,
     memory_soft_limit_bytes=100_000_000,
     memory_limit_bytes=200_000_000,
     database_readers=2,

@@ -211,6 +211,7 @@ async def open_stage(
     recovery_s: float = 300.0,
     context_tokens: int = 4096,
     first_token_timeout_s: float = 60.0,
+    max_personas: int = 1000,
 ) -> AsyncIterator[Stage]:
     """The stage; background jobs wait in their queue until a test runs them."""
     async with open_database(":memory:", threads=False) as database:
@@ -222,7 +223,9 @@ async def open_stage(
             if what == "deleted":
                 chat.end_turns_with(persona.id)
 
-        personas = Personas(disk, recovery_s=recovery_s, now=now, on_change=on_change)
+        personas = Personas(
+            disk, recovery_s=recovery_s, max_personas=max_personas, now=now, on_change=on_change
+        )
         await personas.load()
         scheduler = Scheduler(slots=slots, max_queue=max_queue, metrics=metrics)
         background = Background(queue_size=8, workers=1, metrics=metrics)

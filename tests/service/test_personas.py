@@ -21,7 +21,9 @@ from tests.service.stage import Stage, now, open_stage
 
 async def reloaded(stage: Stage) -> Personas:
     """The cast as the next start of the server would find it."""
-    personas = Personas(stage.database, recovery_s=300.0, now=now, on_change=lambda what, persona: None)
+    personas = Personas(
+        stage.database, max_personas=1000, recovery_s=300.0, now=now, on_change=lambda what, persona: None
+    )
     await personas.load()
     return personas
 
@@ -78,6 +80,39 @@ async def test_a_name_is_taken_while_its_owner_is_still_being_written(autojump_c
         assert stage.aria.version == 1
         await trio.sleep(2)
         assert stage.personas.find("bob").description == "first"
+
+
+async def test_the_last_place_in_the_cast_is_given_once(autojump_clock: MockClock) -> None:
+    """Also where several ask for it in one moment; one who leaves makes room."""
+    async with open_stage(max_personas=3) as stage:
+        stage.disk.write_s = 1.0
+        refused: list[str] = []
+
+        async def create(name: str) -> None:
+            try:
+                await stage.personas.create(name=name, description="d")
+            except Conflict as exc:
+                assert "3 personas" in exc.message
+                refused.append(name)
+
+        async with trio.open_nursery() as nursery:
+            for name in ("Bob", "Cid", "Dan"):
+                nursery.start_soon(create, name)
+        assert len(refused) == 2
+        assert len(stage.personas.all()) == 3
+        await stage.personas.delete(stage.aria)
+        await create("Eve")
+        assert len(refused) == 2
+        assert (await reloaded(stage)).all() == stage.personas.all()
+
+
+async def test_a_cast_that_is_larger_than_it_may_be_stays(autojump_clock: MockClock) -> None:
+    """As after the limit was lowered."""
+    async with open_stage(max_personas=1) as stage:
+        assert len(stage.personas.all()) == 2
+        await stage.personas.update(stage.aria, {"name": "Arya"}, None)
+        with pytest.raises(Conflict):
+            await stage.personas.create(name="Bob", description="d")
 
 
 @pytest.mark.parametrize("change", ["create", "update", "delete"])
@@ -140,7 +175,9 @@ async def test_a_change_that_is_still_being_written_is_waited_for_by_the_next(
 
     monkeypatch.setattr(pool, "SHIELDED_WRITE_TIMEOUT_S", 0.05)
     async with open_database(tmp_path / "p.db") as database, trio.open_nursery() as nursery:
-        personas = Personas(database, recovery_s=300.0, now=time.time, on_change=lambda what, persona: None)
+        personas = Personas(
+            database, max_personas=9, recovery_s=300.0, now=time.time, on_change=lambda what, persona: None
+        )
         await personas.load()
         monkeypatch.setattr(store, "insert_persona", insert_late)
         with pytest.raises(MemoryFailure):

@@ -43,6 +43,19 @@ async def test_what_was_created_is_what_is_got(autojump_clock: MockClock) -> Non
             assert await asking.ask("persona.get", persona_id=reference) == whole
 
 
+async def test_the_last_persona_there_may_be_and_one_more(autojump_clock: MockClock) -> None:
+    async with open_party(limits={"max_personas": 3}) as party:
+        asking, metrics = await party.join(), party.server.server.metrics
+        await asking.ask("persona.create", **BOB)
+        error = await asking.refused("persona.create", name="Cid", description="d")
+        assert (error.reason, error.message) == ("conflict", "there are 3 personas already; delete one first")
+        assert metrics.value("personas") == metrics.value("limit", name="max_personas") == 3
+        assert metrics.value("errors_total", reason="conflict") == 1
+        assert (await asking.ask("persona.list"))["total_count"] == 3
+        await asking.ask("persona.delete", persona_id="bob")
+        await asking.ask("persona.create", name="Cid", description="d")
+
+
 async def test_what_was_left_out_has_defaults(autojump_clock: MockClock) -> None:
     async with open_party() as party:
         asking = await party.join()
