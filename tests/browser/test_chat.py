@@ -335,6 +335,26 @@ def test_a_persona_that_rests_says_for_how_long(server: PageServer, page: "Page"
     assert page.texts(".turn.mine .text") == ["Hello"]
 
 
+def test_a_persona_that_is_deleted_while_it_answers_leaves_the_page_to_another(
+    tmp_path: Path, page: "Page"
+) -> None:
+    slowly = {**FAST, "PERSONA_LLM_SCRIPTED_TOKENS_PER_S": "10"}
+    with page_server(tmp_path, **slowly) as server:
+        mayfly = server.call("persona.create", {"name": "Mayfly", "description": "Not here for long."})
+        page.open(server.pages)
+        page.until_ready()
+        page.choose("#persona", "Mayfly")
+        page.say("Tell me a story.")
+        until_speaking(page)
+        server.call("persona.delete", {"persona_id": mayfly["persona_id"]})
+        page.until(lambda: chosen(page) == "Aria")
+        page.until(lambda: page.texts(".turn") == [], "what it said is left there, beneath another name")
+        page.find("#line").clear()
+        page.say("Who are you?")
+        page.until_answered()
+        assert page.texts(".turn h2") == ["You", "Aria"]
+
+
 def test_who_waits_for_the_model_sees_its_place(tmp_path: Path, page: "Page") -> None:
     with page_server(tmp_path, PERSONA_LLM_MAX_CONCURRENCY="1", **SLOW) as server, server.connected() as call:
         call("persona.chat_stream", {"persona_id": "aria", "message": "Tell me a story."})

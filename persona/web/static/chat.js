@@ -89,7 +89,8 @@ async function loadHistory(older = false) {
     const where = known === null ? { persona_id: persona.id } : { conversation_id: known };
     const cursor = older ? { before } : {};
     const history = await link.call("conversation.history", { ...where, ...cursor, limit: PAGE });
-    if (chosen() !== persona) {
+    // By id: what is known of the personas may have been read anew meanwhile.
+    if (ui.persona.value !== persona.id) {
       return;
     }
     if (!older) {
@@ -186,6 +187,10 @@ async function answer(persona, question, method, params, replaced = null) {
   }
   // Who talks tires, and may rest now.
   await loadPersonas();
+  if (ui.persona.value !== persona.id) {
+    // It was deleted while it spoke.
+    await loadHistory();
+  }
 }
 
 function fail(own, error, persona, replaced) {
