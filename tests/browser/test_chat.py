@@ -249,6 +249,34 @@ def test_a_line_that_was_lost_with_its_server_can_be_sent_again(
     assert page.script("return document.querySelector('#line').value") == "Tell me a story."
 
 
+def test_an_answer_that_a_stopping_server_still_gives_is_no_trouble(tmp_path: Path, page: "Page") -> None:
+    slowly = {**FAST, "PERSONA_LLM_SCRIPTED_TOKENS_PER_S": "4"}
+    with page_server(tmp_path, **slowly) as server, server.connected() as call:
+        page.open(server.pages)
+        page.say("Hello.")
+        until_speaking(page)
+        # Whoever is answered for longer keeps the connections open after the page's answer.
+        call("persona.chat_stream", {"persona_id": "kira", "message": "Tell me a long story, please."})
+        server.stop()
+        page.until(lambda: page.find("#link").get_attribute("data-state") in ("waiting", "connecting"))
+        assert page.texts(".turn:not(.mine) .note") == [""]
+        assert page.text("#notice") == ""
+
+
+def test_trouble_of_the_last_connection_is_over_with_the_next(tmp_path: Path, page: "Page") -> None:
+    with page_server(tmp_path, PERSONA_LLM_SCRIPTED_FIRST_TOKEN_S="60") as server:
+        page.open(server.pages)
+        page.say("Anybody?")
+        page.until_text("#notice", "is thinking")
+        server.stop(signal_number=signal.SIGKILL)
+        page.until_text("#notice", "connection was lost")
+        server.start()
+        page.until_text("#link", "Connected", within_s=40)
+        page.until_ready()
+        assert page.text("#notice") == ""
+        assert page.script("return document.querySelector('#line').value") == "Anybody?"
+
+
 def test_a_conversation_that_is_no_longer_there_is_let_go(server: PageServer, page: "Page") -> None:
     page.open(server.pages)
     page.say("Before")

@@ -125,6 +125,8 @@ function attempt(promise) {
 }
 
 async function prepare() {
+  // Whatever it tells of was on the connection before.
+  notice("");
   const description = await link.call("rpc.discover");
   methods = new Set(description.methods.map(({ name }) => name));
   await link.call("events.subscribe", { topics: ["personas"] });
@@ -185,8 +187,15 @@ async function answer(persona, question, method, params, replaced = null) {
     running = null;
     refresh();
   }
-  // Who talks tires, and may rest now.
-  await loadPersonas();
+  try {
+    // Who talks tires, and may rest now.
+    await loadPersonas();
+  } catch (error) {
+    // It is no trouble of the answer's, which is there. Who rests is seen the next time.
+    if (!(error instanceof RpcError)) {
+      throw error;
+    }
+  }
   if (ui.persona.value !== persona.id) {
     // It was deleted while it spoke.
     await loadHistory();
