@@ -292,6 +292,32 @@ def test_a_conversation_that_is_no_longer_there_is_let_go(server: PageServer, pa
     assert kept_turns(server, page)[0]["content"] == "After"
 
 
+def test_a_line_for_a_conversation_that_was_deleted_elsewhere_begins_another(
+    server: PageServer, page: "Page"
+) -> None:
+    page.open(server.pages)
+    page.say("Before")
+    page.until_answered()
+    gone = conversation_on(page)
+    server.call("conversation.delete", {"conversation_id": gone})
+    page.say("After")
+    page.until(lambda: page.texts(".turn.mine .text") == ["After"], "the page is stuck")
+    page.until_answered()
+    assert page.text("#notice") == ""
+    assert conversation_on(page) != gone
+    assert kept_turns(server, page)[0]["content"] == "After"
+
+
+def test_no_other_answer_comes_to_a_line_that_was_deleted_elsewhere(server: PageServer, page: "Page") -> None:
+    page.open(server.pages)
+    page.say("Before")
+    page.until_answered()
+    server.call("conversation.delete", {"conversation_id": conversation_on(page)})
+    page.find("#regenerate").click()
+    page.until_text("#notice", "no such conversation")
+    page.until(lambda: page.texts(".turn") == [])
+
+
 def test_markup_is_text_wherever_it_stands(server: PageServer, page: "Page") -> None:
     nasty = "<img src=x onerror=document.title=1>"
     created = server.call("persona.create", {"name": nasty, "description": f"<b>bold</b>{nasty}"})

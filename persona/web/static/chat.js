@@ -115,6 +115,11 @@ async function loadHistory(older = false) {
   }
 }
 
+// Deleted elsewhere, or removed because nothing was said in it; or it is another user's.
+function isGone(error) {
+  return error instanceof RpcError && error.reason === "not_found" && error.data.field === "conversation_id";
+}
+
 // What a page does not await: a lost connection is told of elsewhere, anything else here.
 function attempt(promise) {
   promise.catch((error) => {
@@ -171,6 +176,8 @@ async function answer(persona, question, method, params, replaced = null) {
   turn.running = true;
   const own = { requestId: null, streamId: null, question, answer: turn, stopped: false };
   running = own;
+  const known = storage.conversation(persona.id);
+  let isLost = false;
   notice(`${persona.name} is thinking…`);
   refresh();
   try {
@@ -183,6 +190,7 @@ async function answer(persona, question, method, params, replaced = null) {
     ui.announce.textContent = `${persona.name}: ${result.response}`;
   } catch (error) {
     fail(own, error, persona, replaced);
+    isLost = known !== null && isGone(error);
   } finally {
     running = null;
     refresh();
@@ -196,9 +204,20 @@ async function answer(persona, question, method, params, replaced = null) {
       throw error;
     }
   }
-  if (ui.persona.value !== persona.id) {
+  if (isLost) {
+    await beginAnother(persona, question);
+  } else if (ui.persona.value !== persona.id) {
     // It was deleted while it spoke.
     await loadHistory();
+  }
+}
+
+// The conversation is gone. A line that was refused with it is said again, to the same persona.
+async function beginAnother(persona, question) {
+  storage.dropConversation(persona.id);
+  await loadHistory();
+  if (question !== null && ui.line.value === question.text && ui.persona.value === persona.id) {
+    send();
   }
 }
 
