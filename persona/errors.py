@@ -72,7 +72,7 @@ class InvalidParams(PersonaError):
 
 
 class InternalError(PersonaError):
-    """A bug. `details` carries the `error_id` under which it was logged."""
+    """A bug. `data.error_id` is the id under which it was logged."""
 
 
 class PersonaNotFound(PersonaError):
