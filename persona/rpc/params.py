@@ -17,6 +17,7 @@ Name = Annotated[
         min_length=1,
         max_length=80,
         pattern=r"^[^\x00-\x20\x7f-\xa0\u2028\u2029][^\x00-\x1f\x7f-\x9f\u2028\u2029]*$(?!\n)",
+        description="one line without control characters that begins with no space",
     ),
 ]
 Reference = Annotated[str, Meta(min_length=1, max_length=128, description="an id, or a name in any case")]
@@ -37,7 +38,15 @@ TurnId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Line = Annotated[str, Meta(min_length=1, max_length=32_000)]
 TokenBudget = Annotated[int, Meta(ge=1, le=32_768)]
 ClientMsgId = Annotated[str, Meta(min_length=1, max_length=128)]
-Topic = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_.:-]*$(?!\n)")]
+Topic = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[a-z][a-z0-9_.:-]*$(?!\n)",
+        description="a small letter, then small letters, digits and any of `_.:-`",
+    ),
+]
 
 
 class Params(Struct, forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 import math
 import re
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -20,7 +21,8 @@ Timeout = Annotated[
 """`timeout_s`, which every method takes beside its own params."""
 
 _MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
-_PATH = re.compile(r" - at `(?P<key>key in )?\$\.?(?P<path>[^`]*)`$")
+_PATTERN = re.compile(r"^Expected `str` matching regex (?P<pattern>.*) - at `")
+_PATH = re.compile(r" - at `(?P<key>key` in `)?\$\.?(?P<path>[^`]*)`$")
 
 
 def convert_params(params: Params, params_type: type[P]) -> tuple[P, float]:
@@ -38,7 +40,7 @@ def convert_params(params: Params, params_type: type[P]) -> tuple[P, float]:
     except msgspec.ValidationError as exc:
         # That says which field is unknown, and not which ones are known.
         _refuse_unknown(named, params_type, "")
-        raise _explain(str(exc)) from None
+        raise _explain(str(exc), params_type) from None
 
 
 def _named(params: Params, params_type: type[Struct]) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def _struct(hint: Any) -> type[Struct] | None:
     return hint if isinstance(hint, type) and issubclass(hint, Struct) else None
 
 
-def _explain(text: str) -> InvalidParams:
+def _explain(text: str, params_type: type[Struct]) -> InvalidParams:
     if missing := _MISSING.search(text):
         name = missing["name"]
         prefix = found["path"] + "." if (found := _PATH.search(text)) else ""
@@ -91,8 +93,28 @@ def _explain(text: str) -> InvalidParams:
     if found := _PATH.search(text):
         path = found["path"]
         what = f"a key of '{path}'" if found["key"] else f"'{path}'"
-        return InvalidParams(f"{what}: {text[: found.start()]}", field=path)
+        expected = _in_words(text, path, params_type) or text[: found.start()]
+        return InvalidParams(f"{what}: {expected}", field=path)
     return InvalidParams(text)
+
+
+def _in_words(text: str, path: str, params_type: type[Struct]) -> str | None:
+    """The description of the pattern that `text` shows, where a field of `params_type` has one."""
+    shown = _PATTERN.search(text)
+    if shown is None:
+        return None
+    hint = typing.get_type_hints(params_type, include_extras=True).get(re.split(r"[.\[]", path)[0])
+    for meta in _metas(hint):
+        if repr(meta.pattern) == shown["pattern"] and meta.description:
+            return f"expected {meta.description}"
+    return None
+
+
+def _metas(hint: Any) -> Iterator[Meta]:
+    for part in typing.get_args(hint):
+        if isinstance(part, Meta):
+            yield part
+        yield from _metas(part)
 
 
 def _printable(name: str) -> str:

@@ -97,7 +97,7 @@ class Personas:
         taken; `PersonaNotFound` when it is gone meanwhile; `InvalidParams` when nothing changes.
         """
         if not changes:
-            raise InvalidParams("nothing to change was given")
+            raise InvalidParams("nothing to change was given", field="params")
         async with self._changing():
             current = self._current(persona)
             if version is not None and version != current.version:

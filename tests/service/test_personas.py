@@ -216,8 +216,9 @@ async def test_a_persona_can_change_the_case_of_its_own_name(autojump_clock: Moc
 async def test_an_update_needs_a_change_and_the_current_version(autojump_clock: MockClock) -> None:
     async with open_stage() as stage:
         first = stage.aria
-        with pytest.raises(InvalidParams):
+        with pytest.raises(InvalidParams) as nothing:
             await stage.personas.update(first, {}, 1)
+        assert nothing.value.field == "params"
         second = await stage.personas.update(first, {"charisma": 1}, 1)
         with pytest.raises(Conflict) as caught:
             await stage.personas.update(second, {"charisma": 2}, 1)

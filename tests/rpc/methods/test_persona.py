@@ -102,15 +102,15 @@ async def test_an_update_changes_what_is_given_and_nothing_else(autojump_clock: 
 @pytest.mark.parametrize(
     ("params", "reason", "field"),
     [
-        ({}, "invalid_params", None),
-        ({"version": 1}, "invalid_params", None),
+        ({}, "invalid_params", "params"),
+        ({"version": 1}, "invalid_params", "params"),
         ({"version": 7, "charisma": 1}, "conflict", "version"),
         ({"name": "kira"}, "conflict", "name"),
         ({"name": None}, "invalid_params", "name"),
     ],
 )
 async def test_an_update_that_cannot_be_changes_nothing(
-    params: dict[str, Any], reason: str, field: str | None, autojump_clock: MockClock
+    params: dict[str, Any], reason: str, field: str, autojump_clock: MockClock
 ) -> None:
     async with open_party() as party:
         asking = await party.join()
