@@ -376,6 +376,15 @@ def test_a_model_that_is_missing_is_told_in_words(tmp_path: Path, page: "Page") 
         assert page.script("return document.querySelector('#line').value") == "Hello?"
 
 
+def test_a_line_that_is_too_long_is_refused_in_one_sentence(server: PageServer, page: "Page") -> None:
+    page.open(server.pages)
+    page.until_ready()
+    page.script("document.querySelector('#line').value = 'much '.repeat(6000)")
+    page.find("#send").click()
+    page.until_text("#notice", "That did not work: ")
+    assert page.text("#notice").endswith("fit.")
+
+
 def test_a_persona_that_rests_says_for_how_long(server: PageServer, page: "Page") -> None:
     server.call("persona.create", {"name": "Drowsy", "description": "Tired.", "max_social_energy": 0.1})
     page.open(server.pages)

@@ -16,10 +16,12 @@ export function explain(error, personaName) {
   if (!(error instanceof RpcError)) {
     throw error;
   }
+  // Some messages are sentences of their own.
+  const message = error.message.replace(/\.$/, "");
   const later = wait(error.data.retry_after_s);
   switch (error.reason) {
     case "llm_unavailable":
-      return `The language model does not answer (${error.message}). Start it, or ask whoever runs this server.`;
+      return `The language model does not answer (${message}). Start it, or ask whoever runs this server.`;
     case "persona_unavailable":
       return `${personaName} is resting and can talk again ${later}.`;
     case "persona_not_found":
@@ -33,6 +35,6 @@ export function explain(error, personaName) {
     case "shutting_down":
       return "The server is shutting down. Try again once it is back.";
     default:
-      return `That did not work: ${error.message}.`;
+      return `That did not work: ${message}.`;
   }
 }
