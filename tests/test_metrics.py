@@ -77,6 +77,16 @@ async def test_the_docs_list_exactly_the_metrics_that_there_are() -> None:
     assert listed("metrics") == (await families()).keys()
 
 
+async def test_the_docs_name_the_endings_of_all_series_of_a_metric() -> None:
+    text = OPERATIONS.read_text(encoding="utf-8").partition("<!-- metrics: begin -->")[0]
+    endings = {
+        sample.name.removeprefix(name.removesuffix("_total"))
+        for name, family in (await families()).items()
+        for sample in family.samples
+    }
+    assert {ending for ending in endings - {"", "_total"} if f"`{ending}`" not in text} == set()
+
+
 async def test_the_docs_name_only_metrics_that_there_are() -> None:
     text = OPERATIONS.read_text(encoding="utf-8").partition("## Limits, and where they show")[2]
     named = set(re.findall(r"`(persona_[a-z_]+)(?:\{[^`]*\})?`", text))
