@@ -71,7 +71,7 @@ class Admission:
         if head.path != PATH:
             raise Refused(HTTPStatus.NOT_FOUND, "path", HELP)
         _check_upgrade(head)
-        self._check_origin(head.header("origin"))
+        self._check_origin([value for name, value in head.headers if name == "origin"])
         offered = head.listed("sec-websocket-protocol")
         address = self._client_address(head, peer)
         return Admitted(
@@ -93,16 +93,16 @@ class Admission:
         if host not in self._own_names:
             raise Refused(HTTPStatus.FORBIDDEN, "host", "This Host is not served here.")
 
-    def _check_origin(self, origin: str | None) -> None:
-        if origin is None:
-            return
-        if self._origins:
-            known = origin in self._origins
-        else:
-            scheme, name = split_url(origin)
-            known = scheme in {"http", "https"} and is_loopback_name(name)
-        if not known:
+    def _check_origin(self, origins: Sequence[str]) -> None:
+        # A browser sends one; where there are more, nobody knows whose each of them is.
+        if len(origins) > 1 or not all(map(self._knows_origin, origins)):
             raise Refused(HTTPStatus.FORBIDDEN, "origin", "This Origin may not connect here.")
+
+    def _knows_origin(self, origin: str) -> bool:
+        if self._origins:
+            return origin in self._origins
+        scheme, name = split_url(origin)
+        return scheme in {"http", "https"} and is_loopback_name(name)
 
     def _client_address(self, head: RequestHead, peer: str) -> IPAddress | None:
         """The client's address: the nearest in `X-Forwarded-For` that is no proxy of ours."""

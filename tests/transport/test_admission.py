@@ -69,6 +69,14 @@ def test_what_is_no_handshake_is_refused(request_head: RequestHead, status: HTTP
     assert refusal(admission(), request_head) == status
 
 
+def test_of_two_origins_none_is_believed() -> None:
+    request = head(origin="http://localhost:3000")
+    admission().admit(request, LOCAL)
+    for second in ("https://evil.example", "http://localhost:3000"):
+        twice = attrs.evolve(request, headers=(*request.headers, ("origin", second)))
+        assert refusal(admission(), twice) == HTTPStatus.FORBIDDEN
+
+
 def test_the_query_is_not_part_of_the_path() -> None:
     admission().admit(head(target="/mcp?x=1"), LOCAL)
 
