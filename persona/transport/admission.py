@@ -67,6 +67,13 @@ class Admission:
         Raises `Refused`: 403 for a wrong Host or Origin, 404 for a wrong path, 426 for plain
         HTTP, 401 for a missing or wrong token.
         """
+        try:
+            return self._judge(head, peer)
+        except Refused as refused:
+            refused.has_body = head.method != "HEAD"
+            raise
+
+    def _judge(self, head: RequestHead, peer: str) -> Admitted:
         self._check_host(head.header("host"))
         if head.path != PATH:
             raise Refused(HTTPStatus.NOT_FOUND, "path", HELP)

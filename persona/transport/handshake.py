@@ -26,6 +26,7 @@ class RequestHead:
     target: str
     headers: tuple[tuple[str, str], ...]
     surplus: bytes = attrs.field(repr=False, default=b"")
+    http_version: str = "1.1"
 
     @property
     def path(self) -> str:
@@ -43,9 +44,10 @@ class RequestHead:
 
     @property
     def is_websocket(self) -> bool:
-        """Whether it asks for a WebSocket."""
+        """Whether it asks for a WebSocket; HTTP/1.0 knows no upgrades."""
         return (
             self.method == "GET"
+            and self.http_version != "1.0"
             and "websocket" in (item.casefold() for item in self.listed("upgrade"))
             and "upgrade" in (item.casefold() for item in self.listed("connection"))
         )
@@ -68,7 +70,8 @@ def plain_request(head: RequestHead, subprotocol: str | None) -> dict[str, str]:
 
 
 class Refused(Exception):
-    """The connection is refused with an HTTP answer. `reason` is a word for the metric."""
+    """The connection is refused with an HTTP answer. `reason` is a word for the metric; the answer to a HEAD
+    request is the same without its body."""
 
     def __init__(
         self, status: HTTPStatus, reason: str, text: str, headers: tuple[tuple[str, str], ...] = ()
@@ -78,6 +81,7 @@ class Refused(Exception):
         self.reason = reason
         self.text = text
         self.headers = headers
+        self.has_body = True
 
     def response(self) -> bytes:
         """The HTTP answer, ready to send."""
@@ -90,7 +94,7 @@ class Refused(Exception):
             *self.headers,
         ]
         response = h11.Response(status_code=self.status, headers=headers, reason=self.status.phrase)
-        events = (response, h11.Data(body), h11.EndOfMessage())
+        events = (response, h11.Data(body), h11.EndOfMessage()) if self.has_body else (response,)
         return b"".join(connection.send(event) or b"" for event in events)
 
 
@@ -119,6 +123,7 @@ async def read_head(stream: trio.abc.ReceiveStream) -> RequestHead | None:
                 event.target.decode("ascii", "replace"),
                 tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers),
                 surplus,
+                event.http_version.decode("ascii"),
             )
         data = await stream.receive_some(MAX_HEAD_BYTES)
         if not data and not read_bytes:

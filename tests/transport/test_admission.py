@@ -69,6 +69,24 @@ def test_what_is_no_handshake_is_refused(request_head: RequestHead, status: HTTP
     assert refusal(admission(), request_head) == status
 
 
+@pytest.mark.parametrize("changes", [{"host": "evil.example"}, {"target": "/"}, {}])
+def test_an_answer_to_head_has_no_body(changes: dict[str, str]) -> None:
+    answers = []
+    for method in ("HEAD", "POST"):
+        with pytest.raises(Refused) as caught:
+            admission().admit(head(method=method, **changes), LOCAL)
+        answers.append(caught.value.response())
+    (without, whole) = answers
+    assert without.endswith(b"\r\n\r\n")
+    # Otherwise the same, its length too.
+    assert whole.startswith(without)
+    assert whole != without
+
+
+def test_an_upgrade_needs_http_1_1() -> None:
+    assert refusal(admission(), attrs.evolve(head(), http_version="1.0")) == HTTPStatus.UPGRADE_REQUIRED
+
+
 def test_of_two_origins_none_is_believed() -> None:
     request = head(origin="http://localhost:3000")
     admission().admit(request, LOCAL)

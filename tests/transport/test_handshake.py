@@ -35,6 +35,15 @@ async def test_a_head_is_read_however_it_is_cut() -> None:
         assert head.surplus == b""
 
 
+async def test_http_1_0_knows_no_websocket() -> None:
+    ours, theirs = memory_stream_pair()
+    await ours.send_all(HEAD.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    head = await read_head(theirs)
+    assert head is not None
+    assert head.http_version == "1.0"
+    assert not head.is_websocket
+
+
 async def test_what_came_with_the_head_is_kept() -> None:
     ours, theirs = memory_stream_pair()
     await ours.send_all(HEAD + b"\x81\x85first frame")
