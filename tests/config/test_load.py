@@ -67,7 +67,12 @@ def test_the_environments_text_becomes_values() -> None:
     assert loaded.auth.insecure is True
     assert loaded.server.allowed_hosts == ("a.example", "b.example")
     assert (loaded.server.port, loaded.llm.model) == (0, "")
-    assert load(environ={"PERSONA_AUTH_INSECURE": "off"}).settings.auth.insecure is False
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_switch_is_one_of_a_few_words(value: bool) -> None:
+    for word in ("true", "Yes", "on", "1") if value else ("false", "no", "OFF", "0"):
+        assert load(environ={"PERSONA_AUTH_INSECURE": word}).settings.auth.insecure is value
 
 
 @pytest.mark.parametrize("text", ["", " ", "1_000", "٣", "0x10", "1.0", "9" * 5000, "--1", "many"])

@@ -54,6 +54,14 @@ class TestDecodeOne:
     def test_a_request(self, params: Any) -> None:
         assert decode(frame(params=params)) == Request(7, "system.ping", params)
 
+    def test_an_integer_of_more_than_64_bits_is_a_float(self) -> None:
+        exact, rounded = 2**64 - 1, 2**64
+        message = decode(frame(params=[exact, -(2**63), rounded]))
+        assert isinstance(message, Request)
+        assert isinstance(message.params, list)
+        assert message.params == [exact, -(2**63), float(rounded)]
+        assert list(map(type, message.params)) == [int, int, float]
+
     def test_absent_params_are_none(self) -> None:
         assert decode(frame(params=...)) == Request(7, "system.ping", None)
 

@@ -1,14 +1,17 @@
 """Reading the opening request, and refusing it."""
 
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
+import persona
 from persona.transport.closing import LINGER_S
 from persona.transport.handshake import MAX_HEAD_BYTES, Refused, read_head, refuse
 
+PROTOCOL = Path(persona.__file__).parent.parent / "docs/protocol.md"
 HEAD = (
     b"GET /mcp?x=1 HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\n"
     b"Upgrade: websocket\r\nX-Two: a\r\nX-Two: b, c\r\n\r\n"
@@ -80,6 +83,23 @@ async def test_what_is_no_request_is_refused(sent: bytes) -> None:
     with pytest.raises(Refused) as caught:
         await read_head(theirs)
     assert 400 <= caught.value.status < 500
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"no header", HTTPStatus.BAD_REQUEST),
+        (b"X: " + b"y" * MAX_HEAD_BYTES, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
+        (b"Transfer-Encoding: gzip", HTTPStatus.NOT_IMPLEMENTED),
+    ],
+)
+async def test_the_protocol_lists_what_a_head_is_refused_with(line: bytes, status: HTTPStatus) -> None:
+    ours, theirs = memory_stream_pair()
+    await ours.send_all(HEAD.replace(b"X-Two: a", line))
+    with pytest.raises(Refused) as caught:
+        await read_head(theirs)
+    assert caught.value.status == status
+    assert f"\n| {status.value} | " in PROTOCOL.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("spare_bytes", "is_taken"), [(0, True), (-1, False)])
