@@ -63,7 +63,7 @@ async def chat(
     end of input. The streams default to the process's own; without `interrupts` SIGINT is
     handled, which takes the main thread.
 
-    1 means: no connection, connection lost, output closed, or, with `say`, no answer.
+    1 means: no connection, connection lost, output closed, no such conversation, or, with `say`, no answer.
     """
     console = Console(stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr)
     persona = sendable(persona)
@@ -147,6 +147,8 @@ class _Talk:
 
     async def interactive(self) -> int:
         """Lines in, answers out, until the end of input."""
+        if self._conversation_id is not None and not await self._is_there(self._conversation_id):
+            return 1
         await self._guarded(self._greet, "")
         while (line := await self._next_line()) is not None and line != "/quit":
             if line:
@@ -155,6 +157,20 @@ class _Talk:
             hint = f"to go on another day: --conversation {self._resumable}"
             await self._show(self._console.styled(hint, DIM) + "\n")
         return 0
+
+    async def _is_there(self, conversation_id: str) -> bool:
+        """Whether there is such a conversation; when not, the user has been told. What else may be wrong
+        shows when something is said."""
+        try:
+            with self._interrupts.stoppable():
+                await self._client.history(conversation_id=conversation_id, limit=1)
+        except (ConnectionLost, ConnectFailed):
+            raise
+        except ClientError as exc:
+            if isinstance(exc, RemoteError) and exc.reason == "not_found":
+                await self._console.complain(_error_line(exc))
+                return False
+        return True
 
     # Lines in
 

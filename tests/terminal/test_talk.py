@@ -48,8 +48,28 @@ async def test_history_help_and_new(desk: Desk) -> None:
     assert HELP in text
     methods = [message["method"] for message in desk.server.received]
     assert methods[-3:] == ["session.clear", "persona.switch", "persona.chat_stream"]
-    assert desk.server.of("conversation.history")[0]["params"] == {"conversation_id": "c-7"}
+    assert desk.server.of("conversation.history")[-1]["params"] == {"conversation_id": "c-7"}
     assert "conversation_id" not in desk.server.of("persona.chat_stream")[0]["params"]
+
+
+async def test_a_conversation_that_is_not_there_is_told_at_once(desk: Desk) -> None:
+    async def missing(connection: FakeConnection, request: Request) -> None:
+        await connection.error(request, -32004, "not_found", "no such conversation")
+
+    desk.server.on("conversation.history", missing)
+    assert await desk.chat(typed="Hello\n", conversation_id="nope") == 1
+    assert desk.screen.getvalue() == ""
+    assert desk.errors.getvalue() == "! not_found: no such conversation\n"
+    assert desk.server.of("persona.chat_stream") == []
+
+
+async def test_a_history_that_cannot_be_read_at_the_start_is_no_end(desk: Desk) -> None:
+    async def fail(connection: FakeConnection, request: Request) -> None:
+        await connection.error(request, -32002, "memory_error", "the database does not answer")
+
+    desk.server.on("conversation.history", fail)
+    assert await desk.chat(typed="Hello\n", conversation_id="c-7") == 0
+    assert desk.screen.getvalue().endswith("Aria: You said Hello.\n")
 
 
 ANSWERS = ("Well met!", "Hello yourself!", "Hm?")
