@@ -126,5 +126,6 @@ class LLMSettings(Section):
         0,
         minimum=0,
         maximum=2**31 - 1,
-        reason="The same seed gives the same answers, so tests and load runs can be repeated.",
+        reason="The same seed gives the same answers to the same lines in the same order, so tests and load "
+        "runs can be repeated.",
     )

@@ -21,18 +21,25 @@ from persona.llm.script import compose
 MODEL = "scripted"
 BURST_TOKENS = 16
 """Without delay, so many are said before anybody else has a turn."""
+PROMPTS = 1024
+"""Prompts of which is known what was last said to them: some 500 kB, with answers of a few sentences.
+The one that was not asked for longest goes first, and gets its first answer again."""
+DRAWS = 8
+"""Tries for another answer. The shortest part of the script has three things to say, so all of these come to
+the last one once in some thousands."""
 # A word with the space before it, as models make tokens; a "word" without end is cut.
 _TOKEN = re.compile(r"\s*\S{1,24}|\s+$")
 
 
 class ScriptedBackend:
-    """Answers from a script, the same for the same seed and messages.
+    """Answers from a script, the same for the same seed and messages; asked for the same again, with another
+    one, so that there is something to see when an answer is regenerated.
 
     `first_token_s` passes before the first delta, then come `tokens_per_s` deltas a second, each
     about a word; 0 means without delay. The times are set from the start of the generation, so a
-    slow reader delays nothing that follows. `options.seed` goes before `seed`; temperature and
-    `top_p` mean nothing here. `sleep_until` is how it waits: hundreds of streams sleep ten thousand times a
-    second.
+    slow reader delays nothing that follows. `options.seed` goes before `seed`, and settles the answer
+    however often it is asked for; temperature and `top_p` mean nothing here. `sleep_until` is how it
+    waits: hundreds of streams sleep ten thousand times a second.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class ScriptedBackend:
         self._sleep_until = sleep_until
         self._first_token_s = first_token_s
         self._tokens_per_s = tokens_per_s
+        self._said: dict[bytes, tuple[int, str | None]] = {}
+        """By prompt, which of its answers was the last, and its text; those asked for last are at the end."""
 
     @property
     def provider(self) -> Literal["scripted"]:
@@ -86,7 +95,7 @@ class ScriptedBackend:
         self, messages: tuple[Message, ...], options: GenerateOptions
     ) -> AsyncGenerator[Event, None]:
         first_at = trio.current_time() + self._first_token_s
-        tokens = _TOKEN.findall(_cut_at(compose(messages, self._dice(messages, options)), options.stop))
+        tokens = _TOKEN.findall(_cut_at(self._answer(messages, options), options.stop))
         spoken = tokens[: max(options.max_tokens, 0)]
         await self._sleep_until(first_at)
         for number, token in enumerate(spoken):
@@ -102,11 +111,28 @@ class ScriptedBackend:
             completion_tokens=len(spoken),
         )
 
-    def _dice(self, messages: tuple[Message, ...], options: GenerateOptions) -> random.Random:
+    def _answer(self, messages: tuple[Message, ...], options: GenerateOptions) -> str:
         seed = self._seed if options.seed is None else options.seed
         # Not hash(): it differs from one process to the next.
-        digest = hashlib.sha256(msgspec.json.encode([seed, *((m.role, m.content) for m in messages)]))
-        return random.Random(digest.digest())  # noqa: S311 - a choice of words, nothing to guess
+        asked = msgspec.json.encode([seed, *((m.role, m.content) for m in messages)])
+        prompt = hashlib.sha256(asked).digest()
+        if options.seed is not None:
+            return compose(messages, _dice(prompt, 0))
+        draw, before = self._said.pop(prompt, (-1, None))
+        for _ in range(DRAWS):
+            draw += 1
+            answer = compose(messages, _dice(prompt, draw))
+            if answer != before:
+                break
+        self._said[prompt] = draw, answer
+        if len(self._said) > PROMPTS:
+            del self._said[next(iter(self._said))]
+        return answer
+
+
+def _dice(prompt: bytes, draw: int) -> random.Random:
+    key = prompt + draw.to_bytes(8) if draw else prompt
+    return random.Random(key)  # noqa: S311 - a choice of words, nothing to guess
 
 
 def _cut_at(text: str, stop: tuple[str, ...]) -> str:

@@ -205,6 +205,7 @@ def test_another_answer_takes_the_place_of_the_last(server: PageServer, page: "P
     page.find("#regenerate").click()
     page.until(lambda: page.answers != first)
     page.until_answered()
+    assert page.answers != first
     assert page.texts(".turn.mine .text") == ["Sing!"]
     turns = kept_turns(server, page)
     assert [turn["content"] for turn in turns] == ["Sing!", page.answers[0]]

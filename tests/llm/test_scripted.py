@@ -1,5 +1,7 @@
+import itertools
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -8,7 +10,7 @@ from persona.errors import LLMUnavailable
 from persona.llm.backend import Completed, GenerateOptions, Message
 from persona.llm.prompt import frame
 from persona.llm.script import quote, read_character
-from persona.llm.scripted import BURST_TOKENS, ScriptedBackend
+from persona.llm.scripted import BURST_TOKENS, PROMPTS, ScriptedBackend
 from persona.model import Persona
 from tests.llm.asking import ask
 
@@ -104,6 +106,44 @@ async def test_refers_to_an_earlier_line() -> None:
 async def test_says_more_than_one_sentence() -> None:
     assert len({await say("The rain falls.", seed=seed) for seed in range(30)}) > 10
     assert len({await say(f"I saw {number} ships.") for number in range(30)}) > 20
+
+
+@pytest.mark.parametrize("line", ["Sing!", "How are you?", "Are you an AI?"])
+async def test_asked_again_it_says_something_else(line: str) -> None:
+    async def answers(backend: ScriptedBackend, options: GenerateOptions) -> list[str]:
+        return [(await ask(backend, (SYSTEM, Message("user", line)), options))[0] for _ in range(20)]
+
+    said = await answers(quick(), OPTIONS)
+    assert all(answer != before for before, answer in itertools.pairwise(said))
+    # Whoever begins anew hears the same in the same order, and a seed of the request's own is its own word.
+    assert await answers(quick(), OPTIONS) == said
+    assert len(set(await answers(quick(), attrs.evolve(OPTIONS, seed=3)))) == 1
+
+
+async def test_where_there_is_one_thing_to_say_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persona.llm.scripted.compose", lambda messages, dice: "Always this.")
+    backend = quick()
+    for _ in range(3):
+        assert (await ask(backend, (SYSTEM, Message("user", "Hi")), OPTIONS))[0] == "Always this."
+
+
+async def test_only_so_many_prompts_are_remembered() -> None:
+    async def answer(line: str) -> str:
+        return (await ask(backend, (SYSTEM, Message("user", line)), OPTIONS))[0]
+
+    backend = quick()
+    first = await answer("Sing!")
+    for number in range(PROMPTS - 1):
+        await answer(f"I saw {number} ships.")
+    again = await answer("Sing!")
+    assert again != first
+    # Asked for just now, it is the last to be forgotten.
+    for number in range(PROMPTS - 1):
+        await answer(f"I saw {number} birds.")
+    assert await answer("Sing!") not in (first, again)
+    for number in range(PROMPTS):
+        await answer(f"I saw {number} trees.")
+    assert await answer("Sing!") == first
 
 
 async def test_is_deterministic_for_seed_and_messages() -> None:
