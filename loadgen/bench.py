@@ -57,6 +57,8 @@ class Scenario:
     more_is_better: bool = False
     settings: Mapping[str, object] = attrs.field(factory=dict)
     """Ours, as `servers.running` takes them."""
+    also: tuple[tuple[str, tuple[tuple[str, str, float], ...]], ...] = ()
+    """Figures that have a line of their own below, and their marks; less of them is better."""
     note: str = ""
 
 
@@ -186,8 +188,16 @@ def medians(all_: Sequence[Figures]) -> Figures:
     return {key: statistics.median(figures[key] for figures in all_) for key in all_[0]}
 
 
-def row(scenario: Scenario, seen: dict[str, list[dict[str, float]]]) -> Row:
-    """A line of the table."""
+def lines(scenario: Scenario, seen: dict[str, list[Figures]]) -> Iterator[Row]:
+    """Of the table."""
+    yield row(scenario, seen)
+    for unit, marks in scenario.also:
+        beside = attrs.evolve(scenario, unit=unit, marks=marks, more_is_better=False, note="")
+        yield attrs.evolve(row(beside, seen), extra={})
+
+
+def row(scenario: Scenario, seen: dict[str, list[Figures]]) -> Row:
+    """The line of the figure that is compared."""
     others = {
         name: {key: value for key, value in medians(all_).items() if key != scenario.unit}
         for name, all_ in seen.items()
@@ -204,16 +214,16 @@ def row(scenario: Scenario, seen: dict[str, list[dict[str, float]]]) -> Row:
     )
 
 
-def rows(lines: Iterable[Scenario], plan: BenchPlan) -> Iterator[Row]:
+def rows(scenarios: Iterable[Scenario], plan: BenchPlan) -> Iterator[Row]:
     """Measure what the plan wants of a table."""
     unknown = set(plan.servers) - {*OURS, *PEERS}
     if unknown:
         raise TableError(f"no such server: {', '.join(sorted(unknown))}")
-    for scenario in lines:
+    for scenario in scenarios:
         if plan.only in scenario.name:
             chosen = _only(scenario, plan.servers) if plan.servers else scenario
             try:
-                yield row(chosen, run(chosen, rounds=plan.rounds, seconds=plan.seconds))
+                yield from lines(chosen, run(chosen, rounds=plan.rounds, seconds=plan.seconds))
             except (WrongAnswer, RuntimeError) as exc:
                 raise TableError(f"{scenario.name}: {exc}") from None
 
@@ -225,4 +235,5 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
 
 def _only(scenario: Scenario, servers: Sequence[str]) -> Scenario:
     chosen = tuple(name for name in scenario.servers if name in servers)
-    return attrs.evolve(scenario, servers=chosen, marks=())
+    also = tuple((unit, ()) for unit, _ in scenario.also)
+    return attrs.evolve(scenario, servers=chosen, marks=(), also=also)

@@ -4,6 +4,8 @@ The rules of the figures are here and nowhere else:
 
 * A latency is counted from when its request was due, into the stage it was due in; what was due in the
   warm-up gives none.
+* A rate is of the answers that came while a stage ran, whenever they were due: what was waited for after the
+  end has a latency, and there was no time to divide it by.
 * An error is counted by kind, in the warm-up too, and never gives a latency.
 * A wrong answer is an error, is kept word for word, and fails the run.
 * Connects and handshakes are measured from the start: connections have no warm-up.
@@ -33,6 +35,9 @@ class StageFigures:
     latencies: dict[str, Latencies] = attrs.field(factory=dict)
     errors: Counter[str] = attrs.field(factory=Counter)
     answered: int = 0
+    """Of what was due in it."""
+    answered_meanwhile: int = 0
+    """Of what was due before, too, while it was measured: what its rate is of."""
 
     def record(self, kind: str, seconds: float) -> None:
         """Count a latency."""
@@ -112,6 +117,8 @@ class Recorder:
     def answered(self, method: str, scheduled_at: float, now: float) -> None:
         """A right answer."""
         self._second_answers.append(now - scheduled_at)
+        if self._measure_from <= now < self._ends[-1]:
+            self._stage_of(now).answered_meanwhile += 1
         if scheduled_at < self._measure_from:
             self.warm_up_answered += 1
             return

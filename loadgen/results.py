@@ -37,6 +37,7 @@ def measured(driver: Driver) -> Document:
                 "from_s": stage.from_s,
                 "to_s": stage.to_s,
                 "answered": stage.answered,
+                "answered_meanwhile": stage.answered_meanwhile,
                 "errors": dict(stage.errors),
                 "latencies": {kind: each.stored() for kind, each in stage.latencies.items()},
             }
@@ -75,7 +76,7 @@ def _added_stage(stages: Sequence[Document]) -> Document:
         errors.update(stage["errors"])
     return {
         **stages[0],
-        "answered": sum(stage["answered"] for stage in stages),
+        **{key: sum(stage[key] for stage in stages) for key in ("answered", "answered_meanwhile")},
         "errors": dict(errors),
         "latencies": {
             kind: together(
@@ -165,7 +166,7 @@ def figures_of(document: Document) -> Iterator[tuple[str, float]]:
     unexpected = sum(count for kind, count in errors.items() if kind not in expected) + document["wrong"]
     length_s = document["stages"][-1]["to_s"] - document["warm_up_s"]
     yield "answered", answered
-    yield "rate", answered / length_s
+    yield "rate", sum(stage["answered_meanwhile"] for stage in document["stages"]) / length_s
     yield "errors", unexpected
     yield "expected_errors", sum(errors.values()) + document["wrong"] - unexpected
     yield "error_share", unexpected / max(1, unexpected + answered)
@@ -174,7 +175,7 @@ def figures_of(document: Document) -> Iterator[tuple[str, float]]:
     yield from _latency_figures(document)
     for number, stage in enumerate(document["stages"], 1):
         measured_s = stage["to_s"] - max(stage["from_s"], document["warm_up_s"])
-        yield f"stage{number}.rate", stage["answered"] / measured_s if measured_s > 0 else 0.0
+        yield f"stage{number}.rate", stage["answered_meanwhile"] / measured_s if measured_s > 0 else 0.0
         yield f"stage{number}.errors", sum(n for kind, n in stage["errors"].items() if kind not in expected)
         yield f"stage{number}.all_errors", sum(stage["errors"].values())
         responses = together(_stored({"stages": [stage]}, responses_only=True))

@@ -15,7 +15,9 @@ RATE = 10_000.0
 WARM_UP_S = 1.0
 
 
-def _pings_at(rate: float) -> Measure:
+def pings_at(rate: float) -> Measure:
+    """So many a second, whatever becomes of those before."""
+
     def measure_rate(server: ServerProcess, seconds: float) -> dict[str, float]:
         load = Load(
             name="scale",
@@ -42,9 +44,15 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
         f"{RATE:.0f} pings a second arrive on {CONNECTIONS} connections, one process",
         ("picows", "sansio"),
         "answered/s",
-        _pings_at(RATE),
+        pings_at(RATE),
         # Poisson arrivals of a few seconds are within two in a hundred of their rate.
         (("picows", f"{RATE:.0f} asked", 0.98),),
         more_is_better=True,
+        also=(
+            # More than that spoils a run: see `selfwatch.what_is_spoiled`.
+            ("busy_percent", (("picows", "90 %", 1.0),)),
+            # Answers that are late by more have waited for others, and not only for their turn.
+            ("p99_ms", (("picows", "500 ms", 1.0),)),
+        ),
     )
     yield from rows([line], plan)

@@ -27,8 +27,8 @@ TABLES = {
 
 MAX_COLUMNS = 6
 """With more servers than that, a row is a table of its own, with the servers below each other."""
-TIMES = ("us", "ms")
-"""How the unit of a time ends."""
+TIMES = ("us", "ms", "percent")
+"""How the unit of a time ends, or of a share of it."""
 NOISE_FLOOR = 0.15
 """A ratio may be off by this share of the stored one, however alike the rounds were."""
 

@@ -113,6 +113,27 @@ def test_a_mark_may_be_a_figure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert row.ratio(row.marks[0]) == 1.25
 
 
+def test_other_figures_may_have_lines_and_marks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Played(monkeypatch, {"sansio": [16.0, 17.0]})
+    line = scenario(
+        measure=played.measure,
+        servers=("sansio",),
+        marks=(),
+        more_is_better=True,
+        also=(("p99_ms", (("sansio", "5 ms", 1.0),)),),
+    )
+    first, second = rows([line], BenchPlan(rounds=2))
+    assert (first.title, second.title) == ("pings, us", "pings, p99_ms")
+    assert second.rounds == {"sansio": [7.0, 7.0]}
+    # Less is better of a figure beside.
+    assert second.is_missed(second.marks[0])
+    # They stand together, so once is enough.
+    assert (first.extra, second.extra) == ({"sansio": {"p99_ms": 7.0}}, {})
+    played.figures["sansio"] = [16.0]
+    alone = list(rows([line], BenchPlan(rounds=1, servers=("sansio",))))
+    assert [row.marks for row in alone] == [(), ()]
+
+
 def test_the_table_is_of_servers_that_there_are() -> None:
     names = [each.name for each in scenarios()]
     assert len(set(names)) == len(names) == 6

@@ -48,11 +48,23 @@ def test_a_request_belongs_to_the_stage_in_which_it_was_due() -> None:
     assert seen.stages[0].latencies["m"].figures()["max_ms"] == 6000
 
 
+def test_a_rate_is_of_answers_that_came_in_the_measured_time() -> None:
+    seen = recorder()
+    # Due in the warm-up, and answered after it; due in the first stage, and answered in the second.
+    for due, came in ((101.0, 101.5), (101.0, 103.0), (104.0, 105.0), (109.0, 115.0)):
+        seen.answered("m", due, came)
+    # After the end there is no time to divide them by.
+    seen.answered("m", 119.0, 120.0)
+    assert [stage.answered_meanwhile for stage in seen.stages] == [2, 1]
+    assert [stage.answered for stage in seen.stages] == [2, 1]
+
+
 def test_before_the_start_all_is_warm_up_and_of_the_first_stage() -> None:
     seen = Recorder(Scenario(name="test", summary="", stages=(Stage(seconds=1, connections=1),)))
     seen.answered("m", 50.0, 51.0)
     seen.opened(50.0, 50.1, 50.3)
     assert seen.warm_up_answered == 1
+    assert seen.stages[0].answered_meanwhile == 0
     assert seen.stages[0].latencies["handshake"].figures()["max_ms"] == 200
 
 

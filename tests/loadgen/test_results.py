@@ -67,6 +67,20 @@ def test_figures() -> None:
     assert (figures["server.memory_mb_max"], figures["server.memory_mb_end"]) == (106, 106)
 
 
+def test_a_server_that_falls_behind_has_the_rate_at_which_it_answered() -> None:
+    def backlog(recorder: Recorder) -> None:
+        for n in range(60):
+            # Ten a second were due from 2 s to 8 s, and the server does five a second.
+            recorder.answered("system.ping", 2 + n / 10, 2.1 + n / 5)
+
+    figures = complete(seen(backlog))["figures"]
+    assert figures["answered"] == 60
+    assert figures["rate"] == 5
+    assert (figures["stage1.rate"], figures["stage2.rate"]) == (5, 5)
+    # What was waited for after the end keeps its latency.
+    assert figures["response.max_ms"] == pytest.approx(6000, rel=2e-3)
+
+
 def test_a_document_survives_json() -> None:
     document = complete(seen(some))
     back = orjson.loads(orjson.dumps(document))
@@ -85,6 +99,7 @@ def test_workers_are_added_up() -> None:
     whole = complete(added([seen(some), seen(slow)]))
     assert whole["figures"]["answered"] == 5
     assert whole["figures"]["system.ping.count"] == 4
+    assert whole["figures"]["rate"] == 5 / 6
     assert whole["figures"]["response.max_ms"] == 2000
     assert whole["figures"]["wrong"] == 1
     assert len(whole["generators"]) == 2

@@ -160,7 +160,9 @@ def test_a_baseline_knows_ratios_only_and_passes_over_new_rows() -> None:
     assert list(regressions(measured, {})) == []
 
 
-@pytest.mark.parametrize(("unit", "is_kept"), [("us", False), ("lag p99, ms", False), ("kB", True)])
+@pytest.mark.parametrize(
+    ("unit", "is_kept"), [("us", False), ("lag p99, ms", False), ("busy_percent", False), ("kB", True)]
+)
 def test_a_baseline_has_no_ratio_to_a_time_that_nobody_measured(unit: str, is_kept: bool) -> None:
     bound = row([10.0], [20.0], unit=unit, bounds={"30": 30.0}, marks=(Mark("ours", "30", 1),))
     assert bool(baseline_of(table(bound))) is is_kept
