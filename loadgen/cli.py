@@ -17,6 +17,7 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - needs an environment without it
     raise SystemExit("loadgen needs the package `hdrhistogram`: pip install 'persona[loadgen]'") from missing
 
+from loadgen.baseline import read_baseline, regressions, save_baseline
 from loadgen.compare import changes, comparison_lines
 from loadgen.progress import Progress, report_lines
 from loadgen.results import Document
@@ -31,9 +32,6 @@ from loadgen.tables import (
     Table,
     TableError,
     measure,
-    read_baseline,
-    regressions,
-    save_baseline,
     text_lines,
     write_docs,
 )

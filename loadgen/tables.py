@@ -1,4 +1,4 @@
-"""Tables of measurements: servers side by side, ratios, marks; as text, JSON, Markdown, and as a baseline.
+"""Tables of measurements: servers side by side, ratios, marks; as text, JSON and Markdown.
 
 A new table is one line in `TABLES`: a name, and the function that measures it.
 """
@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import attrs
 import orjson
@@ -27,14 +27,6 @@ TABLES = {
 
 MAX_COLUMNS = 6
 """With more servers than that, a row is a table of its own, with the servers below each other."""
-TIMES = ("us", "ms", "percent")
-"""How the unit of a time ends, or of a share of it."""
-NOISE_FLOOR = 0.15
-"""A ratio may be off by this share of the stored one, however alike the rounds were."""
-
-
-Baseline = Mapping[str, Mapping[str, Sequence[float]]]
-"""The ratios of a table's rounds, by row and mark."""
 
 
 class TableError(Exception):
@@ -239,81 +231,3 @@ def write_docs(table: Table, file: Path) -> None:
     if not found or not closed:
         raise TableError(f"{file} has no markers `{begin}` and `{end}`")
     file.write_text(f"{before}{begin}\n{markdown(table)}\n{end}{after}", encoding="utf-8")
-
-
-def baseline_of(table: Table) -> Baseline:
-    """Each round's ratios: what is stored. Neither times nor ratios to a time that nobody measured: those are
-    the machine's."""
-    kept = [
-        (row, [mark for mark in row.marks if mark.other in row.rounds or not row.unit.endswith(TIMES)])
-        for row in table.rows
-    ]
-    return {
-        row.title: {mark.name: [round(ratio, 4) for ratio in row.ratios(mark)] for mark in marks}
-        for row, marks in kept
-        if marks
-    }
-
-
-def regressions(table: Table, baseline: Baseline) -> Iterator[str]:
-    """Ratios that are worse than the stored ones by more than the noise of either. Rows that only one of the
-    two has are passed over."""
-    for row in table.rows:
-        for mark in row.marks:
-            stored = baseline.get(row.title, {}).get(mark.name)
-            if stored is None:
-                continue
-            ratios, was = row.ratios(mark), statistics.median(stored)
-            noise = max(max(stored) - min(stored), max(ratios) - min(ratios), NOISE_FLOOR * was)
-            ratio = statistics.median(ratios)
-            if ratio < was - noise:
-                yield (
-                    f"{row.title}: {mark.name} is {ratio:.2f} and was {was:.2f}, with a noise of {noise:.2f}"
-                )
-
-
-def read_baseline(file: Path) -> dict[str, Baseline]:
-    """All tables' baselines, by name; empty where there is no file yet. Raises `TableError`."""
-    if not file.exists():
-        return {}
-    try:
-        found = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError:
-        raise TableError(f"{file} is no JSON") from None
-    if not _is_baselines(found):
-        raise TableError(f"{file} is no baseline, or one of another version")
-    return cast(dict[str, Baseline], found)
-
-
-def _is_baselines(found: object) -> bool:
-    """Numbers in lists, three names down."""
-    level = [found]
-    for _ in range(3):
-        if not all(isinstance(each, dict) for each in level):
-            return False
-        level = [inner for each in level for inner in cast(dict[str, object], each).values()]
-    return all(
-        isinstance(ratios, list) and ratios and all(isinstance(ratio, float | int) for ratio in ratios)
-        for ratios in level
-    )
-
-
-def save_baseline(table: Table, file: Path, *, beside: bool = False) -> None:
-    """Store a table's ratios beside those of other tables, and with `beside` also beside this one's earlier
-    ones: rounds of one hour say nothing of how far a machine moves in a day."""
-    stored = read_baseline(file)
-    new = baseline_of(table)
-    if beside:
-        new = _joined(stored.get(table.name, {}), new)
-    whole = {**stored, table.name: new}
-    file.write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
-
-
-def _joined(earlier: Baseline, later: Baseline) -> Baseline:
-    return {
-        title: {
-            name: [*earlier.get(title, {}).get(name, ()), *later.get(title, {}).get(name, ())]
-            for name in {**earlier.get(title, {}), **later.get(title, {})}
-        }
-        for title in {**earlier, **later}
-    }

@@ -1,0 +1,98 @@
+"""What is stored of a table, and the next one held against it."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from loadgen import baseline, bench
+from loadgen.baseline import baseline_of, read_baseline, regressions, save_baseline
+from loadgen.storage.table import UNITS, scenarios
+from loadgen.tables import Mark, TableError
+from tests.loadgen.test_tables import row, table
+
+
+def test_a_ratio_that_fell_beyond_the_noise_is_a_regression(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    save_baseline(table(row([10.0, 10.0], [20.0, 22.0])), file)
+    stored = read_baseline(file)["demo"]
+    assert stored == {"pings, us": {"ours / theirs": [2.0, 2.2]}}
+    (line,) = regressions(table(row([12.0], [20.0])), stored)
+    assert "is 1.67 and was 2.10" in line
+    # Within 15 in a hundred, or within what the rounds themselves differ by.
+    assert list(regressions(table(row([11.0], [20.0])), stored)) == []
+    assert list(regressions(table(row([12.0, 9.0, 15.0], [20.0, 20.0, 20.0])), stored)) == []
+
+
+def test_rounds_of_several_hours_are_joined_and_make_the_noise(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    bad_hour = table(row([14.5], [20.0]))
+    save_baseline(table(row([10.0, 10.0], [20.0, 20.0]), row([1.0], [2.0], name="once")), file)
+    assert list(regressions(bad_hour, read_baseline(file)["demo"])) != []
+    save_baseline(table(row([15.0], [20.0]), row([1.0], [3.0], name="later")), file, beside=True)
+    stored = read_baseline(file)["demo"]
+    assert {title: each["ours / theirs"] for title, each in stored.items()} == {
+        "pings, us": [2.0, 2.0, 1.3333],
+        "once, us": [2.0],
+        "later, us": [3.0],
+    }
+    assert list(regressions(bad_hour, stored)) == []
+    assert list(regressions(table(row([20.0], [20.0])), stored)) != []
+    save_baseline(table(row([10.0], [20.0])), file)
+    assert read_baseline(file)["demo"] == {"pings, us": {"ours / theirs": [2.0]}}
+
+
+def test_a_baseline_knows_ratios_only_and_passes_over_new_rows() -> None:
+    measured = table(row([10.0], [20.0]), row([10.0], [20.0], name="without marks", marks=()))
+    assert list(baseline_of(measured)) == ["pings, us"]
+    assert list(regressions(measured, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "is_kept"), [("us", False), ("lag p99, ms", False), ("busy_percent", False), ("kB", True)]
+)
+def test_a_baseline_has_no_ratio_to_a_time_that_nobody_measured(unit: str, is_kept: bool) -> None:
+    bound = row([10.0], [20.0], unit=unit, bounds={"30": 30.0}, marks=(Mark("ours", "30", 1),))
+    assert bool(baseline_of(table(bound))) is is_kept
+
+
+def test_the_stored_baseline_is_of_rows_that_there_are() -> None:
+    stored = read_baseline(Path(baseline.__file__).parent / "baseline.json")
+    assert set(stored) == {"transport", "storage"}
+    transport = {f"{line.name}, {line.unit}" for line in bench.scenarios()}
+    assert set(stored["transport"]) == transport
+    assert set(stored["storage"]) <= {
+        f"{scenario.name}, {UNITS[shown.figure]}" for scenario in scenarios() for shown in scenario.shown
+    }
+    assert all(
+        ratio > 0
+        for rows in stored.values()
+        for each in rows.values()
+        for ratios in each.values()
+        for ratio in ratios
+    )
+
+
+def test_other_tables_baselines_stay(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    file.write_bytes(orjson.dumps({"other": {}}))
+    save_baseline(table(row([10.0], [20.0])), file)
+    assert set(read_baseline(file)) == {"other", "demo"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[]",
+        '{"transport": 1}',
+        '{"transport": {"pings, us": {"ours / theirs": []}}}',
+        '{"transport": {"pings, us": {"ours / theirs": ["2"]}}}',
+        '{"transport": {"pings, us": {"ours / theirs": {"ratio": 2.0, "spread": 0.1}}}}',
+    ],
+)
+def test_what_is_no_baseline(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "baseline.json"
+    file.write_text(text)
+    with pytest.raises(TableError, match=r"baseline\.json is no"):
+        read_baseline(file)

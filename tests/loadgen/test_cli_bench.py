@@ -1,0 +1,48 @@
+"""`loadgen bench`: what it prints, keeps and checks, with tables that nobody measured."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+import structlog
+from click.testing import CliRunner
+
+from loadgen import cli
+from loadgen.baseline import read_baseline
+from loadgen.cli import main
+from loadgen.tables import BenchPlan, Table
+from tests.loadgen.test_tables import row, table
+
+
+def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = [row([10.0], [20.0])]
+    plans: list[BenchPlan] = []
+    logging_before = structlog.get_config()
+
+    def measured(_name: str, plan: BenchPlan, _command: str) -> Table:
+        plans.append(plan)
+        structlog.get_logger().warning("of_a_database")
+        return table(*found)
+
+    monkeypatch.setattr(cli, "measure", measured)
+    baseline, kept = str(tmp_path / "baseline.json"), tmp_path / "kept"
+
+    def bench(*args: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["bench", "transport", *args])
+        return done.exit_code, done.stdout
+
+    code, output = bench("--save", baseline, "--json", str(kept))
+    assert (code, "ours / theirs: 2.00 (mark 1.50) ok" in output) == (0, True)
+    assert "of_a_database" not in output
+    assert structlog.get_config() == logging_before
+    stored = orjson.loads((kept / "demo.json").read_bytes())
+    assert stored["rows"][0]["ratios"] == {"ours / theirs": 2.0}
+    assert stored["rows"][0]["rounds"] == {"ours": [10.0], "theirs": [20.0]}
+    assert bench("--check", baseline, "--folder", str(tmp_path))[0] == 0
+    assert plans[-1].folder == tmp_path
+    found[0] = row([19.0], [20.0])
+    code, output = bench("--check", baseline)
+    assert (code, "WORSE: pings, us: " in output) == (1, True)
+    assert bench("--save", baseline, "--beside")[0] == 0
+    assert read_baseline(Path(baseline))["demo"]["pings, us"]["ours / theirs"] == [2.0, 1.0526]
+    assert bench("--beside")[0] == 2
