@@ -75,13 +75,16 @@ def _is_baselines(found: object) -> bool:
     )
 
 
-def save_baseline(table: Table, file: Path, *, beside: bool = False) -> None:
+def save_baseline(table: Table, file: Path, *, beside: bool = False, is_part: bool = False) -> None:
     """Store a table's ratios beside those of other tables, and with `beside` also beside this one's earlier
-    ones: rounds of one hour say nothing of how far a machine moves in a day."""
+    ones: rounds of one hour say nothing of how far a machine moves in a day. Where the table `is_part` of the
+    whole, rows that it does not have stay as they are."""
     stored = read_baseline(file)
     new = baseline_of(table)
     if beside:
         new = _joined(stored.get(table.name, {}), new)
+    elif is_part:
+        new = {**stored.get(table.name, {}), **new}
     whole = {**stored, table.name: new}
     file.write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
 

@@ -3,7 +3,7 @@
 import ipaddress
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -186,8 +186,13 @@ def compare_command(a: Path, b: Path, everything: bool, fail_on_worse: bool) -> 
 @click.argument("names", nargs=-1, type=click.Choice(sorted(TABLES)), metavar="[TABLE]...")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Times each server is measured.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, help="Length of one.")
-@click.option("--only", default="", help="Rows whose names hold this.")
-@click.option("--server", "servers", multiple=True, help="Only these, and without ratios.")
+@click.option("--only", default="", help="Rows whose names hold this. Not with --docs.")
+@click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    help="Only these, and without ratios: not with --docs, --save, --check.",
+)
 @click.option(
     "--json", "folder", type=click.Path(file_okay=False, path_type=Path), help="Keep all figures there."
 )
@@ -229,6 +234,7 @@ def bench_command(
     """
     if beside and save is None:
         raise click.UsageError("--beside goes with --save")
+    _refuse_parts(only, servers, {"--docs": docs, "--save": save, "--check": check})
     plan = BenchPlan(rounds=rounds, seconds=seconds, only=only, servers=servers, folder=measured_in)
     worse: list[str] = []
     try:
@@ -239,13 +245,22 @@ def bench_command(
                 table = measure(name, plan, command + (f" --only {shlex.quote(only)}" if only else ""))
             for line in (line for row in table.rows for line in text_lines(row)):
                 click.echo(line)
-            worse += _keep(table, folder, docs, save, check, beside=beside)
+            worse += _keep(table, folder, docs, save, check, beside=beside, is_part=bool(only))
     except TableError as exc:
         raise click.ClickException(str(exc)) from None
     for line in worse:
         click.echo(f"WORSE: {line}")
     if worse:
         raise click.exceptions.Exit(1)
+
+
+def _refuse_parts(only: str, servers: tuple[str, ...], wanted: Mapping[str, Path | None]) -> None:
+    """A part of a table must not replace the whole, nor be what a check takes for it. Raises `UsageError`."""
+    given = [name for name, file in wanted.items() if file is not None]
+    if servers and given:
+        raise click.UsageError(f"--server measures without ratios; {' and '.join(given)} cannot go with it")
+    if only and "--docs" in given:
+        raise click.UsageError("--only measures a part of a table; --docs cannot go with it")
 
 
 @contextmanager
@@ -267,6 +282,7 @@ def _keep(
     check: Path | None,
     *,
     beside: bool,
+    is_part: bool,
 ) -> list[str]:
     """Write a table wherever it is wanted; what is worse than in the baseline."""
     if folder is not None:
@@ -276,5 +292,5 @@ def _keep(
         write_docs(table, docs)
     worse = [] if check is None else list(regressions(table, read_baseline(check).get(table.name, {})))
     if save is not None:
-        save_baseline(table, save, beside=beside)
+        save_baseline(table, save, beside=beside, is_part=is_part)
     return worse

@@ -42,6 +42,16 @@ def test_rounds_of_several_hours_are_joined_and_make_the_noise(tmp_path: Path) -
     assert read_baseline(file)["demo"] == {"pings, us": {"ours / theirs": [2.0]}}
 
 
+def test_a_part_of_a_table_replaces_its_own_rows_only(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    save_baseline(table(row([10.0], [20.0]), row([10.0], [30.0], name="chats")), file)
+    save_baseline(table(row([10.0], [40.0])), file, is_part=True)
+    assert read_baseline(file)["demo"] == {
+        "pings, us": {"ours / theirs": [4.0]},
+        "chats, us": {"ours / theirs": [3.0]},
+    }
+
+
 def test_a_baseline_knows_ratios_only_and_passes_over_new_rows() -> None:
     measured = table(row([10.0], [20.0]), row([10.0], [20.0], name="without marks", marks=()))
     assert list(baseline_of(measured)) == ["pings, us"]

@@ -46,3 +46,39 @@ def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tm
     assert bench("--save", baseline, "--beside")[0] == 0
     assert read_baseline(Path(baseline))["demo"]["pings, us"]["ours / theirs"] == [2.0, 1.0526]
     assert bench("--beside")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--server", "sansio", "--save", "new.json"], "--save"),
+        (["--server", "sansio", "--docs", "page.md"], "--docs"),
+        (["--server", "sansio", "--check", "page.md"], "--check"),
+        (["--only", "50", "--docs", "page.md"], "--docs"),
+    ],
+)
+def test_a_part_of_a_table_does_not_stand_for_the_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], complaint: str
+) -> None:
+    def measured(*_args: object) -> Table:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr(cli, "measure", measured)
+    monkeypatch.chdir(tmp_path)
+    Path("page.md").write_text("the page")
+    done = CliRunner().invoke(main, ["bench", "transport", *args])
+    assert (done.exit_code, complaint in done.output) == (2, True)
+    assert Path("page.md").read_text() == "the page"
+    assert not Path("new.json").exists()
+
+
+def test_with_only_the_rows_that_were_not_measured_stay_in_the_baseline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = [row([10.0], [20.0]), row([10.0], [30.0], name="chats")]
+    monkeypatch.setattr(cli, "measure", lambda *_args: table(*found))
+    baseline = tmp_path / "baseline.json"
+    for args in ([], ["--only", "pings"]):
+        assert CliRunner().invoke(main, ["bench", "transport", "--save", str(baseline), *args]).exit_code == 0
+        del found[1:]
+    assert set(read_baseline(baseline)["demo"]) == {"pings, us", "chats, us"}
