@@ -1,10 +1,11 @@
 """The ratios of an earlier measurement, to hold the next one against."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+import attrs
 import orjson
 
 from loadgen.tables import Table, TableError
@@ -32,21 +33,34 @@ def baseline_of(table: Table) -> Baseline:
     }
 
 
-def regressions(table: Table, baseline: Baseline) -> Iterator[str]:
-    """Ratios that are worse than the stored ones by more than the noise of either. Rows that only one of the
-    two has are passed over."""
-    for row in table.rows:
-        for mark in row.marks:
-            stored = baseline.get(row.title, {}).get(mark.name)
+@attrs.frozen
+class Check:
+    """What came of holding a table against a baseline."""
+
+    worse: tuple[str, ...]
+    """A line for each ratio that fell beyond the noise."""
+    checked: int
+    not_stored: int
+    """Ratios that the baseline could have, and has not."""
+
+
+def check(table: Table, baseline: Baseline) -> Check:
+    """Hold the medians of a table's ratios against the stored ones. The noise is that of the stored rounds,
+    and never less than a floor: a measurement that is all over the place must not excuse itself."""
+    worse: list[str] = []
+    checked = not_stored = 0
+    for title, marks in baseline_of(table).items():
+        for name, ratios in marks.items():
+            stored = baseline.get(title, {}).get(name)
             if stored is None:
+                not_stored += 1
                 continue
-            ratios, was = row.ratios(mark), statistics.median(stored)
-            noise = max(max(stored) - min(stored), max(ratios) - min(ratios), NOISE_FLOOR * was)
-            ratio = statistics.median(ratios)
+            checked += 1
+            ratio, was = statistics.median(ratios), statistics.median(stored)
+            noise = max(max(stored) - min(stored), NOISE_FLOOR * was)
             if ratio < was - noise:
-                yield (
-                    f"{row.title}: {mark.name} is {ratio:.2f} and was {was:.2f}, with a noise of {noise:.2f}"
-                )
+                worse.append(f"{title}: {name} is {ratio:.2f} and was {was:.2f}, with a noise of {noise:.2f}")
+    return Check(tuple(worse), checked, not_stored)
 
 
 def read_baseline(file: Path) -> dict[str, Baseline]:

@@ -17,7 +17,8 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - needs an environment without it
     raise SystemExit("loadgen needs the package `hdrhistogram`: pip install 'persona[loadgen]'") from missing
 
-from loadgen.baseline import read_baseline, regressions, save_baseline
+from loadgen.baseline import Check, read_baseline, save_baseline
+from loadgen.baseline import check as check_table
 from loadgen.compare import changes, comparison_lines
 from loadgen.progress import Progress, report_lines
 from loadgen.results import Document
@@ -230,13 +231,14 @@ def bench_command(
 ) -> None:
     """Measure the project's tables: transport, storage, chat, scale, guide; all of them where none is named.
 
-    With --check it exits with 1 when a ratio is worse than the stored one beyond the noise.
+    With --check it exits with 1 when a ratio is worse than the stored one beyond the noise, or none was there
+    to be checked.
     """
     if beside and save is None:
         raise click.UsageError("--beside goes with --save")
     _refuse_parts(only, servers, {"--docs": docs, "--save": save, "--check": check})
     plan = BenchPlan(rounds=rounds, seconds=seconds, only=only, servers=servers, folder=measured_in)
-    worse: list[str] = []
+    checks: list[Check] = []
     try:
         for name in names or TABLES:
             # Without the names of files: those are this machine's, not the table's.
@@ -245,13 +247,23 @@ def bench_command(
                 table = measure(name, plan, command + (f" --only {shlex.quote(only)}" if only else ""))
             for line in (line for row in table.rows for line in text_lines(row)):
                 click.echo(line)
-            worse += _keep(table, folder, docs, save, check, beside=beside, is_part=bool(only))
+            if check is not None:
+                checks.append(_checked(table, check))
+            _keep(table, folder, docs, save, beside=beside, is_part=bool(only))
     except TableError as exc:
         raise click.ClickException(str(exc)) from None
-    for line in worse:
+    for line in (line for found in checks for line in found.worse):
         click.echo(f"WORSE: {line}")
-    if worse:
+    if checks and not any(found.checked for found in checks):
+        raise click.ClickException(f"nothing was checked: {check} has none of these ratios")
+    if any(found.worse for found in checks):
         raise click.exceptions.Exit(1)
+
+
+def _checked(table: Table, file: Path) -> Check:
+    found = check_table(table, read_baseline(file).get(table.name, {}))
+    click.echo(f"{table.name}: {found.checked} ratios checked, {found.not_stored} not stored")
+    return found
 
 
 def _refuse_parts(only: str, servers: tuple[str, ...], wanted: Mapping[str, Path | None]) -> None:
@@ -279,18 +291,15 @@ def _keep(
     folder: Path | None,
     docs: Path | None,
     save: Path | None,
-    check: Path | None,
     *,
     beside: bool,
     is_part: bool,
-) -> list[str]:
-    """Write a table wherever it is wanted; what is worse than in the baseline."""
+) -> None:
+    """Write a table wherever it is wanted."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{table.name}.json").write_bytes(table.as_json())
     if docs is not None:
         write_docs(table, docs)
-    worse = [] if check is None else list(regressions(table, read_baseline(check).get(table.name, {})))
     if save is not None:
         save_baseline(table, save, beside=beside, is_part=is_part)
-    return worse

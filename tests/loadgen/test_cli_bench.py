@@ -38,7 +38,8 @@ def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tm
     stored = orjson.loads((kept / "demo.json").read_bytes())
     assert stored["rows"][0]["ratios"] == {"ours / theirs": 2.0}
     assert stored["rows"][0]["rounds"] == {"ours": [10.0], "theirs": [20.0]}
-    assert bench("--check", baseline, "--folder", str(tmp_path))[0] == 0
+    code, output = bench("--check", baseline, "--folder", str(tmp_path))
+    assert (code, "demo: 1 ratios checked, 0 not stored" in output) == (0, True)
     assert plans[-1].folder == tmp_path
     found[0] = row([19.0], [20.0])
     code, output = bench("--check", baseline)
@@ -82,3 +83,13 @@ def test_with_only_the_rows_that_were_not_measured_stay_in_the_baseline(
         assert CliRunner().invoke(main, ["bench", "transport", "--save", str(baseline), *args]).exit_code == 0
         del found[1:]
     assert set(read_baseline(baseline)["demo"]) == {"pings, us", "chats, us"}
+
+
+def test_a_check_of_nothing_does_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "measure", lambda *_args: table(row([10.0], [20.0])))
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text("{}")
+    done = CliRunner().invoke(main, ["bench", "transport", "--check", str(baseline)])
+    assert done.exit_code == 1
+    assert "demo: 0 ratios checked, 1 not stored" in done.output
+    assert "nothing was checked" in done.output
