@@ -1,9 +1,13 @@
-"""The ratios of an earlier measurement, to hold the next one against."""
+"""The ratios of an earlier measurement, to hold the next one against.
+
+The file has a part for each table: what it was measured on, when and in how many rounds, and each round's
+ratios, by row and mark.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import attrs
 import orjson
@@ -15,11 +19,42 @@ TIMES = ("us", "ms", "percent")
 NOISE_FLOOR = 0.15
 """A ratio may be off by this share of the stored one, however alike the rounds were."""
 
-Baseline = Mapping[str, Mapping[str, Sequence[float]]]
-"""The ratios of a table's rounds, by row and mark."""
+Ratios = Mapping[str, Mapping[str, Sequence[float]]]
+"""Of a table's rounds, by row and mark."""
 
 
-def baseline_of(table: Table) -> Baseline:
+@attrs.frozen(kw_only=True)
+class Sitting:
+    """One measurement of a table, or of a part of it."""
+
+    cpu: str
+    date: str
+    rounds: int
+
+
+@attrs.frozen(kw_only=True)
+class Baseline:
+    """What is stored of one table."""
+
+    measured: tuple[Sitting, ...] = ()
+    """All that its ratios are of."""
+    ratios: Ratios = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Check:
+    """What came of holding a table against a baseline."""
+
+    worse: tuple[str, ...]
+    """A line for each ratio that fell beyond the noise."""
+    checked: int
+    not_stored: int
+    """Ratios that the baseline could have, and has not."""
+    other_cpus: tuple[str, ...]
+    """What it was measured on and is not what this is: such have ratios of their own."""
+
+
+def ratios_of(table: Table) -> Ratios:
     """Each round's ratios: what is stored. Neither times nor ratios to a time that nobody measured: those are
     the machine's."""
     kept = [
@@ -33,25 +68,14 @@ def baseline_of(table: Table) -> Baseline:
     }
 
 
-@attrs.frozen
-class Check:
-    """What came of holding a table against a baseline."""
-
-    worse: tuple[str, ...]
-    """A line for each ratio that fell beyond the noise."""
-    checked: int
-    not_stored: int
-    """Ratios that the baseline could have, and has not."""
-
-
 def check(table: Table, baseline: Baseline) -> Check:
     """Hold the medians of a table's ratios against the stored ones. The noise is that of the stored rounds,
     and never less than a floor: a measurement that is all over the place must not excuse itself."""
     worse: list[str] = []
     checked = not_stored = 0
-    for title, marks in baseline_of(table).items():
+    for title, marks in ratios_of(table).items():
         for name, ratios in marks.items():
-            stored = baseline.get(title, {}).get(name)
+            stored = baseline.ratios.get(title, {}).get(name)
             if stored is None:
                 not_stored += 1
                 continue
@@ -60,7 +84,8 @@ def check(table: Table, baseline: Baseline) -> Check:
             noise = max(max(stored) - min(stored), NOISE_FLOOR * was)
             if ratio < was - noise:
                 worse.append(f"{title}: {name} is {ratio:.2f} and was {was:.2f}, with a noise of {noise:.2f}")
-    return Check(tuple(worse), checked, not_stored)
+    others = dict.fromkeys(each.cpu for each in baseline.measured if each.cpu != table.machine["cpu"])
+    return Check(tuple(worse), checked, not_stored, tuple(others))
 
 
 def read_baseline(file: Path) -> dict[str, Baseline]:
@@ -71,21 +96,44 @@ def read_baseline(file: Path) -> dict[str, Baseline]:
         found = orjson.loads(file.read_bytes())
     except orjson.JSONDecodeError:
         raise TableError(f"{file} is no JSON") from None
-    if not _is_baselines(found):
+    if not isinstance(found, dict) or not all(_is_baseline(each) for each in found.values()):
         raise TableError(f"{file} is no baseline, or one of another version")
-    return cast(dict[str, Baseline], found)
+    return {
+        name: Baseline(
+            measured=tuple(Sitting(**sitting) for sitting in each["measured"]), ratios=each["ratios"]
+        )
+        for name, each in found.items()
+    }
 
 
-def _is_baselines(found: object) -> bool:
-    """Numbers in lists, three names down."""
-    level = [found]
-    for _ in range(3):
-        if not all(isinstance(each, dict) for each in level):
-            return False
-        level = [inner for each in level for inner in cast(dict[str, object], each).values()]
-    return all(
-        isinstance(ratios, list) and ratios and all(isinstance(ratio, float | int) for ratio in ratios)
-        for ratios in level
+def _is_baseline(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and found.keys() == {"measured", "ratios"}
+        and isinstance(found["measured"], list)
+        and all(_is_sitting(sitting) for sitting in found["measured"])
+        and _are_ratios(found["ratios"])
+    )
+
+
+def _is_sitting(found: Any) -> bool:
+    types = {"cpu": str, "date": str, "rounds": int}
+    return (
+        isinstance(found, dict)
+        and found.keys() == types.keys()
+        and all(isinstance(found[key], each) for key, each in types.items())
+    )
+
+
+def _are_ratios(found: Any) -> bool:
+    """Numbers in lists, two names down."""
+    return isinstance(found, dict) and all(
+        isinstance(marks, dict)
+        and all(
+            isinstance(ratios, list) and ratios and all(isinstance(ratio, float | int) for ratio in ratios)
+            for ratios in marks.values()
+        )
+        for marks in found.values()
     )
 
 
@@ -94,16 +142,18 @@ def save_baseline(table: Table, file: Path, *, beside: bool = False, is_part: bo
     ones: rounds of one hour say nothing of how far a machine moves in a day. Where the table `is_part` of the
     whole, rows that it does not have stay as they are."""
     stored = read_baseline(file)
-    new = baseline_of(table)
-    if beside:
-        new = _joined(stored.get(table.name, {}), new)
-    elif is_part:
-        new = {**stored.get(table.name, {}), **new}
-    whole = {**stored, table.name: new}
+    earlier = stored.get(table.name, Baseline()) if beside or is_part else Baseline()
+    new = ratios_of(table)
+    rounds = max((len(each) for row in table.rows for each in row.rounds.values()), default=0)
+    stored[table.name] = Baseline(
+        measured=(*earlier.measured, Sitting(cpu=table.machine["cpu"], date=table.date, rounds=rounds)),
+        ratios=_joined(earlier.ratios, new) if beside else {**earlier.ratios, **new},
+    )
+    whole = {name: attrs.asdict(each) for name, each in stored.items()}
     file.write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
 
 
-def _joined(earlier: Baseline, later: Baseline) -> Baseline:
+def _joined(earlier: Ratios, later: Ratios) -> Ratios:
     return {
         title: {
             name: [*earlier.get(title, {}).get(name, ()), *later.get(title, {}).get(name, ())]

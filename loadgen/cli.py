@@ -17,7 +17,7 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - needs an environment without it
     raise SystemExit("loadgen needs the package `hdrhistogram`: pip install 'persona[loadgen]'") from missing
 
-from loadgen.baseline import Check, read_baseline, save_baseline
+from loadgen.baseline import Baseline, Check, read_baseline, save_baseline
 from loadgen.baseline import check as check_table
 from loadgen.compare import changes, comparison_lines
 from loadgen.progress import Progress, report_lines
@@ -261,7 +261,9 @@ def bench_command(
 
 
 def _checked(table: Table, file: Path) -> Check:
-    found = check_table(table, read_baseline(file).get(table.name, {}))
+    found = check_table(table, read_baseline(file).get(table.name, Baseline()))
+    for cpu in found.other_cpus:
+        click.echo(f"note: the baseline of {table.name} is of {cpu}, and this is {table.machine['cpu']}")
     click.echo(f"{table.name}: {found.checked} ratios checked, {found.not_stored} not stored")
     return found
 

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import attrs
 import orjson
 import pytest
 import structlog
 from click.testing import CliRunner
 
 from loadgen import cli
-from loadgen.baseline import read_baseline
+from loadgen.baseline import read_baseline, save_baseline
 from loadgen.cli import main
 from loadgen.tables import BenchPlan, Table
 from tests.loadgen.test_tables import row, table
@@ -45,7 +46,7 @@ def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tm
     code, output = bench("--check", baseline)
     assert (code, "WORSE: pings, us: " in output) == (1, True)
     assert bench("--save", baseline, "--beside")[0] == 0
-    assert read_baseline(Path(baseline))["demo"]["pings, us"]["ours / theirs"] == [2.0, 1.0526]
+    assert read_baseline(Path(baseline))["demo"].ratios["pings, us"]["ours / theirs"] == [2.0, 1.0526]
     assert bench("--beside")[0] == 2
 
 
@@ -82,7 +83,7 @@ def test_with_only_the_rows_that_were_not_measured_stay_in_the_baseline(
     for args in ([], ["--only", "pings"]):
         assert CliRunner().invoke(main, ["bench", "transport", "--save", str(baseline), *args]).exit_code == 0
         del found[1:]
-    assert set(read_baseline(baseline)["demo"]) == {"pings, us", "chats, us"}
+    assert set(read_baseline(baseline)["demo"].ratios) == {"pings, us", "chats, us"}
 
 
 def test_a_check_of_nothing_does_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -93,3 +94,13 @@ def test_a_check_of_nothing_does_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert done.exit_code == 1
     assert "demo: 0 ratios checked, 1 not stored" in done.output
     assert "nothing was checked" in done.output
+
+
+def test_a_check_against_another_processor_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    baseline = tmp_path / "baseline.json"
+    save_baseline(table(row([10.0], [20.0])), baseline)
+    here = attrs.evolve(table(row([10.0], [20.0])), machine={"cpu": "this one"})
+    monkeypatch.setattr(cli, "measure", lambda *_args: here)
+    done = CliRunner().invoke(main, ["bench", "transport", "--check", str(baseline)])
+    assert done.exit_code == 0
+    assert "note: the baseline of demo is of a processor, and this is this one" in done.output
