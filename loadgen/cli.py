@@ -2,10 +2,12 @@
 
 import ipaddress
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -49,9 +51,36 @@ def is_loopback(url: str) -> bool:
         return False
 
 
+@contextmanager
+def _leaving_at(*numbers: signal.Signals) -> Iterator[None]:
+    """Signals that end a process end this one by an exception, so that what it started ends with it, and what
+    it wrote meanwhile is removed. One that is ignored, as `nohup` wants it, stays so."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        if callable(interrupt) and interrupt is not signal.default_int_handler:
+            # An event loop is running, and has a way of its own to be interrupted wherever it is.
+            interrupt(signal.SIGINT, frame)
+        else:
+            raise SystemExit(128 + number)
+
+    before = {
+        number: signal.signal(number, leave)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Load a server, and say what it did: honestly, or not at all."""
+    context.with_resource(_leaving_at(signal.SIGTERM, signal.SIGHUP))
 
 
 @main.command("list")

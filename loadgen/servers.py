@@ -106,17 +106,20 @@ def all_cores() -> Iterator[set[int]]:
 
 
 def _command(name: str, database: Path) -> list[str]:
+    # Only Linux tells a process that its parent is gone.
+    leash = (sys.executable, "-m", "loadgen.leash", str(os.getpid())) if sys.platform == "linux" else ()
     if name in OURS:
         return [
-            *(sys.executable, "-m", "persona", "serve", "--port", "0", "--http-port", "0"),
+            *(*leash, sys.executable, "-m", "persona", "serve", "--port", "0", "--http-port", "0"),
             *("--engine", name, "--db", str(database), "--llm", "scripted", "--log-level", "error"),
         ]
-    return [sys.executable, "-m", PEERS[name], "0"]
+    return [*leash, sys.executable, "-m", PEERS[name], "0"]
 
 
 @contextmanager
 def running(name: str, settings: Mapping[str, object] | None = None) -> Iterator[ServerProcess]:
-    """One of `OURS` or `PEERS` on a free port. Raises `RuntimeError` when it does not start.
+    """One of `OURS` or `PEERS` on a free port. Raises `RuntimeError` when it does not start. On Linux it does
+    not outlive the thread that starts it.
 
     `settings` are ours, by name, over those that take away what a load test would meet on purpose:
     `{"limits.max_connections": 100}`. Peers have none.

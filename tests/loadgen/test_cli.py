@@ -1,9 +1,16 @@
 """The command, against servers small enough to misbehave on purpose."""
 
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import orjson
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
@@ -11,6 +18,7 @@ from loadgen import cli
 from loadgen.cli import is_loopback, main
 from loadgen.scenario import scenario_names
 from tests.loadgen.answering import answering, echo, error, result
+from tests.loadgen.test_servers import is_gone
 
 PINGS = """
 from loadgen.requests import ping
@@ -192,3 +200,58 @@ def test_what_is_loopback(url: str) -> None:
 )
 def test_what_is_not(url: str) -> None:
     assert not is_loopback(url)
+
+
+def started(*args: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "loadgen", *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_one_that_is_told_to_end_ends_its_server(pings: str, tmp_path: Path, number: signal.Signals) -> None:
+    with started("run", pings, "--server", "sansio", "--duration", "60", "--out", str(tmp_path)) as process:
+        children = psutil.Process(process.pid).children
+        wait_for(lambda: bool(children()))
+        (server,) = children()
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+    assert is_gone(server.pid)
+
+
+@pytest.mark.slow
+def test_one_that_is_told_to_end_removes_the_files_that_it_measures(tmp_path: Path) -> None:
+    with started("bench", "storage", "--folder", str(tmp_path), "--seconds", "60") as process:
+        wait_for(lambda: any(tmp_path.glob("*/run.db-wal")))
+        process.terminate()
+        _, complaint = process.communicate(timeout=30)
+    # In an event loop it is the same as Ctrl-C.
+    assert (process.returncode, b"Aborted!" in complaint, b"Traceback" in complaint) == (1, True, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_are_as_they_were_afterwards() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert invoke("list").exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_goes_on_without_its_terminal_goes_on() -> None:
+    """As `nohup` starts it."""
+    seen = []
+    main.add_command(click.Command("look", callback=lambda: seen.append(signal.getsignal(signal.SIGHUP))))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        invoke("look")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        del main.commands["look"]
+    assert seen == [signal.SIG_IGN]

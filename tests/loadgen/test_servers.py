@@ -2,6 +2,10 @@
 
 import importlib.util
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import psutil
 import pytest
@@ -50,3 +54,31 @@ def test_one_that_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(servers.PEERS, "broken", "loadgen.peers.no_such_peer")
     with pytest.raises(RuntimeError, match="broken did not start"), running("broken"):
         pass
+
+
+ONE_UP = """
+import time
+from loadgen.servers import running
+with running("sansio") as server:
+    print(server.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def is_gone(pid: int, within_s: float = 30.0) -> bool:
+    """Whether it has ended by then; nobody may be there to ask for its exit code."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells a child that its parent is gone")
+def test_none_outlives_who_started_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", ONE_UP], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    assert is_gone(pid)
