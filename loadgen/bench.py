@@ -155,6 +155,8 @@ def scenarios() -> Iterator[Scenario]:
 
 def run(scenario: Scenario, *, rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
     """The figures of each round, by server. Raises `WrongAnswer`, `RuntimeError`."""
+    # Every server's connections may be open here at once; what is started has the same limit.
+    raise_descriptor_limit()
     seen: dict[str, list[Figures]] = {name: [] for name in scenario.servers}
     for _ in range(rounds):
         if isinstance(scenario.measure, InTurns):
@@ -170,8 +172,6 @@ def run(scenario: Scenario, *, rounds: int, seconds: float) -> dict[str, list[di
 def _turns(scenario: Scenario, in_turns: InTurns, seconds: float) -> dict[str, list[Figures]]:
     """A round in which all servers are up; `seconds` are those of each in all."""
     seen: dict[str, list[Figures]] = {name: [] for name in scenario.servers}
-    # Every server's connections are open here at once; what is started has the same limit.
-    raise_descriptor_limit()
     with ExitStack() as stack:
         servers = stack.enter_context(running_all(scenario.servers, scenario.settings))
         prepared = [(server.name, stack.enter_context(in_turns.prepare(server))) for server in servers]

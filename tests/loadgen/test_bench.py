@@ -162,6 +162,14 @@ def test_only_the_wanted_rows_are_measured(monkeypatch: pytest.MonkeyPatch) -> N
     assert [row.name for row in rows(lines, BenchPlan(rounds=1, only="broad"))] == ["broadcast"]
 
 
+def test_descriptors_are_raised_before_a_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started has the same limit, and thousands of connections to hold, in turns or not."""
+    played = Played(monkeypatch, {"sansio": [1.0], "aiohttp": [1.0]})
+    monkeypatch.setattr(bench, "raise_descriptor_limit", lambda: played.order.append("raised"))
+    list(rows([scenario(measure=played.measure)], BenchPlan(rounds=1)))
+    assert played.order == ["raised", "sansio", "aiohttp"]
+
+
 def test_a_server_that_answers_wrongly_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(_server: object, _seconds: float) -> dict[str, float]:
         raise WrongAnswer("{'id': 7}")
