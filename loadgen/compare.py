@@ -1,11 +1,14 @@
 """Two runs side by side: what changed beyond the noise of their repeats.
 
-The noise of a figure is the range of its repeats, of the side where it is wider, and never less than a floor.
-One run alone has no range: then only what differs by half is called a change.
+The noise of a figure is how far the repeats of either side are apart, both together, and never less than a
+floor. One run alone has no range: then only what differs by half is called a change.
 """
 
+import math
+import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import attrs
 
@@ -13,38 +16,53 @@ from loadgen.results import Document
 
 NOISE_FLOOR = 0.05
 UNKNOWN_NOISE = 0.5
-MORE_IS_BETTER = ("rate", "answered", "clean_drain", "cancelled", "count")
-SHOWN = (
-    *("rate", "answered", "errors", "wrong"),
-    *("response.", "first_token.", "broadcast.", "connect.", "handshake.", "stage", "server."),
+GROWTH_FLOOR = 0.1
+"""A slope is none that moves a figure by less than this share of its highest value in the whole run."""
+SAMPLES_ABOVE = 10
+"""A percentile is decided by those above it; by fewer, it is chance."""
+HIDDEN = ("generator.",)
+"""How names begin that are not compared."""
+MORE_IS_BETTER = ("rate", "answered", "clean_drain", "count")
+NEITHER = (
+    *("connections_max", "connections_end", "connections_per_minute", "cancelled", "expected_errors"),
+    *("all_errors", "connect.count", "handshake.count"),
 )
-"""What is compared, by how its name begins; the generator's own figures are not."""
+"""How names end of which more is neither better nor worse: what was asked for, or provoked on purpose."""
+CHANCE = ("ms_max", "max_ms", "ms_end", "cpu_end")
+"""How names end of single samples, which say what happened once."""
+PERCENTILE = re.compile(r"(?P<kind>.+)\.p(?P<percentile>[\d.]+)_ms")
+
+Verdict = Literal["same", "better", "worse", "changed"]
+"""`same` is within the noise; `changed` is beyond it, and nobody can say whether for the better."""
 
 
 @attrs.frozen
 class Change:
-    """One figure on both sides: medians, and how far apart repeats of the same are."""
+    """One figure on both sides: medians, and how far apart they may be by chance."""
 
     figure: str
     a: float
     b: float
     noise: float
-    """As a share of `a`."""
+    """In the figure's own unit."""
+    decides: bool = True
+    """Whether there were samples enough to call it better or worse."""
 
     @property
     def share(self) -> float:
         """How much `b` is above `a`, as a share of `a`."""
         if self.a:
             return (self.b - self.a) / abs(self.a)
-        return 0.0 if not self.b else float("inf")
+        return math.copysign(math.inf, self.b) if self.b else 0.0
 
     @property
-    def verdict(self) -> str:
-        """`better`, `worse`, or `same`, which is within the noise."""
-        if abs(self.share) <= self.noise:
+    def verdict(self) -> Verdict:
+        """What there is to be said of it."""
+        if abs(self.b - self.a) <= self.noise:
             return "same"
-        better = (self.share > 0) == self.figure.endswith(MORE_IS_BETTER)
-        return "better" if better else "worse"
+        if not self.decides or self.figure.endswith((*NEITHER, *CHANCE)):
+            return "changed"
+        return "better" if (self.b > self.a) == self.figure.endswith(MORE_IS_BETTER) else "worse"
 
 
 def changes(a: Sequence[Document], b: Sequence[Document]) -> Iterator[Change]:
@@ -52,21 +70,43 @@ def changes(a: Sequence[Document], b: Sequence[Document]) -> Iterator[Change]:
     names = [
         name
         for name in a[0]["figures"]
-        if name.startswith(SHOWN) and all(name in each["figures"] for each in (*a, *b))
+        if not name.startswith(HIDDEN) and all(name in each["figures"] for each in (*a, *b))
     ]
     for name in names:
         of_a, of_b = ([each["figures"][name] for each in side] for side in (a, b))
-        yield Change(name, statistics.median(of_a), statistics.median(of_b), _noise(of_a, of_b))
+        yield Change(
+            name,
+            statistics.median(of_a),
+            statistics.median(of_b),
+            max(_noise(of_a, of_b), *(_least_growth(name, each) for each in (*a, *b))),
+            all(_is_decided(name, each["figures"]) for each in (*a, *b)),
+        )
 
 
 def _noise(a: Sequence[float], b: Sequence[float]) -> float:
-    ranges = [
-        (max(side) - min(side)) / abs(statistics.median(side) or 1.0) for side in (a, b) if len(side) > 1
-    ]
-    if not ranges:
-        return UNKNOWN_NOISE
-    # Where one side has repeats, they speak for both.
-    return max(NOISE_FLOOR, *ranges)
+    middle_a, middle_b = abs(statistics.median(a)), abs(statistics.median(b))
+    if len(a) == len(b) == 1:
+        return UNKNOWN_NOISE * middle_a
+    # Where one side has repeats, they speak for both. What is ten times as long is ten times as far apart,
+    # and that must not excuse it.
+    scale = min(1.0, middle_a / middle_b) if middle_a and middle_b else 1.0
+    return max(NOISE_FLOOR * middle_a, max(a) - min(a) + (max(b) - min(b)) * scale)
+
+
+def _least_growth(name: str, document: Document) -> float:
+    """By the minute; 0 of what is no slope. Slopes lie around zero, so a share of them says nothing."""
+    if not name.endswith("_per_minute"):
+        return 0.0
+    highest = document["figures"].get(name.removesuffix("_per_minute") + "_max", 0.0)
+    return float(GROWTH_FLOOR * abs(highest) / (document["stages"][-1]["to_s"] / 60))
+
+
+def _is_decided(name: str, figures: Mapping[str, float]) -> bool:
+    found = PERCENTILE.fullmatch(name)
+    if found is None:
+        return True
+    count = figures.get(f"{found['kind']}.count", math.inf)
+    return count * (100 - float(found["percentile"])) / 100 >= SAMPLES_ABOVE
 
 
 def warnings(a: Sequence[Document], b: Sequence[Document]) -> Iterator[str]:
@@ -96,8 +136,8 @@ def comparison_lines(a: Sequence[Document], b: Sequence[Document], *, everything
     for change in found:
         if everything or change.verdict != "same":
             yield (
-                f"{change.verdict:7}{change.figure:34}{change.a:14.3f} -> {change.b:14.3f}"
-                f"  {change.share:+8.1%} (noise {change.noise:.1%})"
+                f"{change.verdict:8}{change.figure:34}{change.a:14.3f} -> {change.b:14.3f}"
+                f"  {change.share:+8.1%} (noise {change.noise:.3f})"
             )
     same = sum(change.verdict == "same" for change in found)
     yield f"{len(found) - same} of {len(found)} figures changed beyond the noise"

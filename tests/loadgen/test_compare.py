@@ -1,5 +1,6 @@
 """Two runs beside each other."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,85 @@ def test_errors_out_of_nothing_are_worse() -> None:
     assert Change("errors", 0.0, 0.0, 0.5).verdict == "same"
 
 
+def test_a_repeat_that_is_far_off_on_each_side_is_no_change() -> None:
+    before = [run(response__p50_ms=value) for value in (10.0, 11.0, 14.0)]
+    after = [run(response__p50_ms=value) for value in (15.0, 16.0, 18.0)]
+    # 5 apart, and 4 and 3 among themselves: it takes more than both.
+    assert verdicts(before, after) == {"response.p50_ms": "same"}
+
+
+def test_what_is_ten_times_as_long_is_not_excused_by_its_own_range() -> None:
+    before = [run(response__p50_ms=10.0)] * 3
+    after = [run(response__p50_ms=value) for value in (60.0, 100.0, 140.0)]
+    assert verdicts(before, after) == {"response.p50_ms": "worse"}
+
+
+def test_what_falls_from_nothing_has_fallen() -> None:
+    change = Change("server.memory_mb_per_minute", 0.0, -4.68, 1.0)
+    assert (change.share, change.verdict) == (-math.inf, "better")
+
+
+def test_a_slope_has_to_lead_somewhere() -> None:
+    """Within these 5 s, a tenth of 120 MB is 144 MB a minute."""
+
+    def slopes(a: float, b: float) -> dict[str, str]:
+        figures = {"server.memory_mb_max": 120.0}
+        sides = ([run(**figures, **{"server.memory_mb_per_minute": value})] * 3 for value in (a, b))
+        return verdicts(*sides)
+
+    assert slopes(0.0, 140.0)["server.memory_mb_per_minute"] == "same"
+    assert slopes(0.01, -140.0)["server.memory_mb_per_minute"] == "same"
+    assert slopes(0.0, 150.0)["server.memory_mb_per_minute"] == "worse"
+    assert slopes(150.0, 0.0)["server.memory_mb_per_minute"] == "better"
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "server.connections_max",
+        "connections_max",
+        "connect.count",
+        "handshake.count",
+        "expected_errors",
+        "cancelled",
+        "stage1.all_errors",
+        # One sample each.
+        "response.max_ms",
+        "system.ping.max_ms",
+        "server.ping_ms_max",
+        "server.loop_lag_ms_end",
+    ],
+)
+def test_what_is_neither_better_nor_worse_is_only_a_change(figure: str) -> None:
+    assert verdicts([run(**{figure: 10.0})], [run(**{figure: 500.0})]) == {figure: "changed"}
+
+
+@pytest.mark.parametrize(
+    ("percentile", "count", "verdict"),
+    [
+        ("p99.9", 9_000.0, "changed"),
+        ("p99.9", 11_000.0, "worse"),
+        ("p99", 900.0, "changed"),
+        ("p99", 1_100.0, "worse"),
+        ("p50", 30.0, "worse"),
+        ("p50", 10.0, "changed"),
+    ],
+)
+def test_a_percentile_of_few_decides_nothing(percentile: str, count: float, verdict: str) -> None:
+    def one(value: float) -> dict[str, Any]:
+        return run(**{f"persona.chat.{percentile}_ms": value, "persona.chat.count": count})
+
+    assert verdicts([one(10.0)], [one(100.0)])[f"persona.chat.{percentile}_ms"] == verdict
+    # It takes both sides.
+    few = run(**{f"persona.chat.{percentile}_ms": 100.0, "persona.chat.count": 5.0})
+    assert verdicts([one(10.0)], [few])[f"persona.chat.{percentile}_ms"] == "changed"
+
+
+def test_methods_and_labels_are_compared_and_the_generator_is_not() -> None:
+    figures = {"system.ping.p50_ms": 1.0, "modest.p50_ms": 1.0, "clean_drain": 1.0, "generator.busy": 0.5}
+    assert set(verdicts([run(**figures)], [run(**figures)])) == set(figures) - {"generator.busy"}
+
+
 def test_what_cannot_be_compared_is_said() -> None:
     other = {**run(), "server": "aiohttp", "machine": {"cores": 8}, "spoiled": ["late"]}
     other["stages"] = [{"connections": 2, "rate": None, "to_s": 5.0}]
@@ -96,7 +176,7 @@ def test_the_command(tmp_path: Path) -> None:
         return done.exit_code, done.output
 
     code, output = compare()
-    assert (code, "worse  rate" in output) == (0, True)
+    assert (code, "worse   rate" in output) == (0, True)
     assert compare("--fail-on-worse")[0] == 1
     (tmp_path / "b/x.json").write_text("{}")
     code, output = compare()
