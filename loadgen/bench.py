@@ -17,7 +17,7 @@ import attrs
 from loadgen.driver import raise_descriptor_limit
 from loadgen.servers import OURS, PEERS, ServerProcess, running, running_all
 from loadgen.tables import BenchPlan, Mark, Row, TableError
-from loadgen.wire import WrongAnswer, broadcast, connected, ping_loop, subscribe
+from loadgen.wire import WireConnection, WrongAnswer, broadcast, connected, ping_loop, subscribe
 
 Figures = dict[str, float]
 Measure = Callable[[ServerProcess, float], Figures]
@@ -38,10 +38,18 @@ ECHO = "trio-websocket echo"
 
 
 @attrs.frozen
+class Prepared:
+    """A server that can be measured in turns, and the connections that are open to it meanwhile."""
+
+    turn: Turn
+    clients: list[WireConnection]
+
+
+@attrs.frozen
 class InTurns:
     """How to measure where many short turns are fairer than a long one."""
 
-    prepare: Callable[[ServerProcess], AbstractContextManager[Turn]]
+    prepare: Callable[[ServerProcess], AbstractContextManager[Prepared]]
 
 
 @attrs.frozen
@@ -64,7 +72,7 @@ class Scenario:
 
 def pings(connections: int, in_flight: int) -> InTurns:
     @contextmanager
-    def prepare(server: ServerProcess) -> Iterator[Turn]:
+    def prepare(server: ServerProcess) -> Iterator[Prepared]:
         def ping(seconds: float) -> "array[float]":
             return ping_loop(clients, seconds=seconds, in_flight=in_flight, is_echo=server.name == ECHO)
 
@@ -85,21 +93,21 @@ def pings(connections: int, in_flight: int) -> InTurns:
 
         with connected(server.url, connections) as clients:
             ping(WARM_UP_S)
-            yield turn
+            yield Prepared(turn, clients)
 
     return InTurns(prepare)
 
 
 def fan_out(subscribers: int) -> InTurns:
     @contextmanager
-    def prepare(server: ServerProcess) -> Iterator[Turn]:
+    def prepare(server: ServerProcess) -> Iterator[Prepared]:
         def turn(_seconds: float) -> Figures:
             _, *times = broadcast(clients, TOPIC, size_bytes=BROADCAST_BYTES, rounds=1 + BROADCASTS)
             return {"ms": statistics.median(times) * 1000, "worst_ms": max(times) * 1000}
 
         with connected(server.url, subscribers + 1) as clients:
             subscribe(clients, TOPIC)
-            yield turn
+            yield Prepared(turn, clients)
 
     return InTurns(prepare)
 
@@ -175,17 +183,30 @@ def _turns(scenario: Scenario, in_turns: InTurns, seconds: float) -> dict[str, l
     with ExitStack() as stack:
         servers = stack.enter_context(running_all(scenario.servers, scenario.settings))
         prepared = [(server.name, stack.enter_context(in_turns.prepare(server))) for server in servers]
+        clients = [client for _, each in prepared for client in each.clients]
         for _ in range(TURNS):
-            for name, turn in prepared:
-                seen[name].append(turn(seconds / TURNS))
+            for name, each in prepared:
+                answer_pings(clients)
+                seen[name].append(each.turn(seconds / TURNS))
             # Nobody always comes after the same one.
             prepared.reverse()
     return seen
 
 
+def answer_pings(clients: Iterable[WireConnection]) -> None:
+    """While it was others' turn, the server may have asked whether they are still there. Raises
+    `WrongAnswer`."""
+    for client in clients:
+        for message in client.receive():
+            raise WrongAnswer(f"nobody asked for {message}")
+
+
 def medians(all_: Sequence[Figures]) -> Figures:
-    """Of each figure."""
-    return {key: statistics.median(figures[key] for figures in all_) for key in all_[0]}
+    """Of each figure; of what is the worst of something, the worst."""
+    return {
+        key: (max if key.startswith("worst_") else statistics.median)(figures[key] for figures in all_)
+        for key in all_[0]
+    }
 
 
 def lines(scenario: Scenario, seen: dict[str, list[Figures]]) -> Iterator[Row]:
@@ -220,8 +241,8 @@ def rows(scenarios: Iterable[Scenario], plan: BenchPlan) -> Iterator[Row]:
     if unknown:
         raise TableError(f"no such server: {', '.join(sorted(unknown))}")
     for scenario in scenarios:
-        if plan.only in scenario.name:
-            chosen = _only(scenario, plan.servers) if plan.servers else scenario
+        chosen = _only(scenario, plan.servers) if plan.servers else scenario
+        if plan.only in scenario.name and chosen.servers:
             try:
                 yield from lines(chosen, run(chosen, rounds=plan.rounds, seconds=plan.seconds))
             except (WrongAnswer, RuntimeError) as exc:

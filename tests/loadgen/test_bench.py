@@ -1,6 +1,7 @@
 """Measuring servers in turns, and the rows that come of it."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,10 +11,10 @@ import attrs
 import pytest
 
 from loadgen import bench
-from loadgen.bench import TURNS, InTurns, Scenario, Turn, rows, scenarios
+from loadgen.bench import TURNS, InTurns, Prepared, Scenario, rows, scenarios
 from loadgen.servers import OURS, PEERS, running_all
 from loadgen.tables import BenchPlan, TableError
-from loadgen.wire import WrongAnswer
+from loadgen.wire import WireConnection, WrongAnswer
 
 
 def scenario(**changes: object) -> Scenario:
@@ -71,16 +72,16 @@ def test_where_turns_are_short_all_servers_are_up_and_nobody_is_always_first(
         yield [SimpleNamespace(name=name, settings=settings) for name in names]
 
     @contextmanager
-    def prepare(server: Any) -> Iterator[Turn]:
+    def prepare(server: Any) -> Iterator[Prepared]:
         assert server.settings == {"llm.max_queue": 1}
         up.append(server.name)
 
         def turn(seconds: float) -> dict[str, float]:
             assert sorted(up) == ["aiohttp", "sansio"]
             asked.append((server.name, seconds))
-            return {"us": float(len(asked)), "p99_ms": 7.0}
+            return {"us": float(len(asked)), "p99_ms": 7.0, "worst_ms": float(len(asked))}
 
-        yield turn
+        yield Prepared(turn, [])
         up.remove(server.name)
 
     monkeypatch.setattr(bench, "running_all", running_all)
@@ -92,6 +93,51 @@ def test_where_turns_are_short_all_servers_are_up_and_nobody_is_always_first(
     # The median of each round's turns, and of the rounds.
     assert (row.value("sansio"), row.value("aiohttp")) == (20.5, 20.5)
     assert len(row.rounds["sansio"]) == 2
+    # Of what is the worst, the worst.
+    assert row.extra == {
+        "sansio": {"p99_ms": 7.0, "worst_ms": 40.0},
+        "aiohttp": {"p99_ms": 7.0, "worst_ms": 39.0},
+    }
+
+
+def served(frame: bytes) -> tuple[WireConnection, socket.socket]:
+    """An open connection, and the server's end of it, where this was sent."""
+    client, server = socket.socketpair()
+    client.setblocking(False)
+    server.settimeout(5)
+    server.sendall(frame)
+    return WireConnection(client), server
+
+
+def test_who_waits_for_a_turn_answers_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers close connections from which no pong comes, and another's turn may be long."""
+    waiting, its_server = served(b"\x89\x02hi")
+    pongs: list[bytes] = []
+
+    @contextmanager
+    def running_all(names: tuple[str, ...], settings: object) -> Iterator[list[Any]]:
+        yield [SimpleNamespace(name=name) for name in names]
+
+    @contextmanager
+    def prepare(server: Any) -> Iterator[Prepared]:
+        def turn(_seconds: float) -> dict[str, float]:
+            # The ping came before the first turn of all.
+            if server.name == "aiohttp" and not pongs:
+                pongs.append(its_server.recv(100))
+            return {"us": 1.0}
+
+        yield Prepared(turn, [waiting] if server.name == "sansio" else [])
+
+    monkeypatch.setattr(bench, "running_all", running_all)
+    with waiting, its_server:
+        list(rows([scenario(measure=InTurns(prepare), servers=("aiohttp", "sansio"))], BenchPlan(rounds=1)))
+    assert pongs == [b"\x8a\x82\x00\x00\x00\x00hi"]
+
+
+def test_what_nobody_asked_for_is_a_wrong_answer() -> None:
+    client, server = served(b'\x81\x08{"id":1}')
+    with client, server, pytest.raises(WrongAnswer, match="'id': 1"):
+        bench.answer_pings([client])
 
 
 def test_servers_measured_in_turns_share_a_core_and_the_client_has_the_others() -> None:
@@ -154,6 +200,11 @@ def test_only_the_chosen_servers_run_and_without_ratios(monkeypatch: pytest.Monk
     assert set(played.order) == {"sansio"}
     assert row.value("sansio") == 1.5
     assert row.marks == ()
+
+
+def test_a_row_without_any_of_the_chosen_servers_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    Played(monkeypatch, {})
+    assert list(rows([scenario()], BenchPlan(servers=("picows",)))) == []
 
 
 def test_only_the_wanted_rows_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
