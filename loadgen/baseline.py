@@ -4,6 +4,7 @@ The file has a part for each table: what it was measured on, when and in how man
 ratios, by row and mark.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,9 +57,17 @@ class Check:
 
 def ratios_of(table: Table) -> Ratios:
     """Each round's ratios: what is stored. Neither times nor ratios to a time that nobody measured: those are
-    the machine's."""
+    the machine's. Nor ratios to nothing, which JSON has no number for."""
     kept = [
-        (row, [mark for mark in row.marks if mark.other in row.rounds or not row.unit.endswith(TIMES)])
+        (
+            row,
+            [
+                mark
+                for mark in row.marks
+                if (mark.other in row.rounds or not row.unit.endswith(TIMES))
+                and all(map(math.isfinite, row.ratios(mark)))
+            ],
+        )
         for row in table.rows
     ]
     return {

@@ -63,6 +63,8 @@ class Scenario:
     marks: tuple[tuple[str, str, float], ...]
     """Server, the one it is compared with, and the ratio that is the mark."""
     more_is_better: bool = False
+    in_steps: bool = False
+    """See `tables.Row`."""
     settings: Mapping[str, object] = attrs.field(factory=dict)
     """Ours, as `servers.running` takes them."""
     also: tuple[tuple[str, tuple[tuple[str, str, float], ...]], ...] = ()
@@ -228,6 +230,7 @@ def row(scenario: Scenario, seen: dict[str, list[Figures]]) -> Row:
         unit=scenario.unit,
         rounds={name: [figures[scenario.unit] for figures in all_] for name, all_ in seen.items()},
         more_is_better=scenario.more_is_better,
+        in_steps=scenario.in_steps,
         marks=tuple(Mark(*mark) for mark in scenario.marks),
         bounds={other: float(other.split()[0]) for _, other, _ in scenario.marks if other not in seen},
         extra=others,

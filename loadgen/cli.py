@@ -4,7 +4,7 @@ import ipaddress
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,9 +19,9 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - needs an environment without it
     raise SystemExit("loadgen needs the package `hdrhistogram`: pip install 'persona[loadgen]'") from missing
 
-from loadgen.baseline import Baseline, Check, read_baseline, save_baseline
-from loadgen.baseline import check as check_table
+from loadgen.baseline import Check
 from loadgen.compare import changes, comparison_lines
+from loadgen.destinations import Destinations
 from loadgen.progress import Progress, report_lines
 from loadgen.results import Document
 from loadgen.run import Plan, run
@@ -32,11 +32,11 @@ from loadgen.store import save as save_run
 from loadgen.tables import (
     TABLES,
     BenchPlan,
+    NoSuchRow,
     Table,
     TableError,
     measure,
     text_lines,
-    write_docs,
 )
 
 MAX_WORKERS = 64
@@ -215,7 +215,12 @@ def compare_command(a: Path, b: Path, everything: bool, fail_on_worse: bool) -> 
 @main.command("bench")
 @click.argument("names", nargs=-1, type=click.Choice(sorted(TABLES)), metavar="[TABLE]...")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Times each server is measured.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, help="Length of one.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    help="Length of one; broadcasts and idle connections take the time that they take.",
+)
 @click.option("--only", default="", help="Rows whose names hold this. Not with --docs.")
 @click.option(
     "--server",
@@ -231,7 +236,7 @@ def compare_command(a: Path, b: Path, everything: bool, fail_on_worse: bool) -> 
     "measured_in",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     default=Path(),
-    help="Where the files of `storage` are made: on the disk that is measured.",
+    help="Where the files of `storage` and `guide` are made: on the disk that is measured.",
 )
 @click.option(
     "--docs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write tables there."
@@ -267,18 +272,21 @@ def bench_command(
         raise click.UsageError("--beside goes with --save")
     _refuse_parts(only, servers, {"--docs": docs, "--save": save, "--check": check})
     plan = BenchPlan(rounds=rounds, seconds=seconds, only=only, servers=servers, folder=measured_in)
+    where = Destinations(
+        folder=folder, docs=docs, baseline=save, beside=beside, is_part=bool(only), held_against=check
+    )
+    names = names or tuple(TABLES)
     checks: list[Check] = []
     try:
-        for name in names or TABLES:
-            # Without the names of files: those are this machine's, not the table's.
-            command = f"loadgen bench {name} --rounds {rounds} --seconds {seconds:g}"
-            with _logs_apart():
-                table = measure(name, plan, command + (f" --only {shlex.quote(only)}" if only else ""))
+        where.look_ahead(names)
+        for table in _measured(names, plan):
             for line in (line for row in table.rows for line in text_lines(row)):
                 click.echo(line)
-            if check is not None:
-                checks.append(_checked(table, check))
-            _keep(table, folder, docs, save, beside=beside, is_part=bool(only))
+            found = where.take(table)
+            if found is not None:
+                checks.append(found)
+                for line in _check_lines(table, found):
+                    click.echo(line)
     except TableError as exc:
         raise click.ClickException(str(exc)) from None
     for line in (line for found in checks for line in found.worse):
@@ -289,12 +297,31 @@ def bench_command(
         raise click.exceptions.Exit(1)
 
 
-def _checked(table: Table, file: Path) -> Check:
-    found = check_table(table, read_baseline(file).get(table.name, Baseline()))
+def _check_lines(table: Table, found: Check) -> Iterator[str]:
     for cpu in found.other_cpus:
-        click.echo(f"note: the baseline of {table.name} is of {cpu}, and this is {table.machine['cpu']}")
-    click.echo(f"{table.name}: {found.checked} ratios checked, {found.not_stored} not stored")
-    return found
+        yield f"note: the baseline of {table.name} is of {cpu}, and this is {table.machine['cpu']}"
+    yield f"{table.name}: {found.checked} ratios checked, {found.not_stored} not stored"
+
+
+def _measured(names: Sequence[str], plan: BenchPlan) -> Iterator[Table]:
+    """One after the other; those that have none of the wanted rows are passed over. Raises `TableError`, also
+    where all of them are."""
+    missing: list[str] = []
+    for name in names:
+        # Without the names of files: those are this machine's, not the table's.
+        command = f"loadgen bench {name} --rounds {plan.rounds} --seconds {plan.seconds:g}"
+        if plan.only:
+            command += f" --only {shlex.quote(plan.only)}"
+        try:
+            with _logs_apart():
+                table = measure(name, plan, command)
+        except NoSuchRow as exc:
+            missing.append(str(exc))
+            click.echo(f"note: {exc}", err=True)
+            continue
+        yield table
+    if len(missing) == len(names):
+        raise TableError("; ".join(missing))
 
 
 def _refuse_parts(only: str, servers: tuple[str, ...], wanted: Mapping[str, Path | None]) -> None:
@@ -315,22 +342,3 @@ def _logs_apart() -> Iterator[None]:
         yield
     finally:
         structlog.configure(**before)
-
-
-def _keep(
-    table: Table,
-    folder: Path | None,
-    docs: Path | None,
-    save: Path | None,
-    *,
-    beside: bool,
-    is_part: bool,
-) -> None:
-    """Write a table wherever it is wanted."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{table.name}.json").write_bytes(table.as_json())
-    if docs is not None:
-        write_docs(table, docs)
-    if save is not None:
-        save_baseline(table, save, beside=beside, is_part=is_part)

@@ -148,7 +148,7 @@ def database_row(plan: BenchPlan) -> Row:
     """Rows on disk a second, written by a hundred tasks that each wait for theirs."""
     before, ours = [], []
     for _ in range(plan.rounds):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=plan.folder, prefix="bench-guide-") as folder:
             before.append(asyncio.run(_before_writes(plan.seconds, Path(folder) / "before.db")))
             ours.append(trio.run(partial(_our_writes, plan.seconds, Path(folder) / "ours.db")))
     return Row(
@@ -173,10 +173,19 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
         note: str,
         *,
         more_is_better: bool = False,
+        in_steps: bool = False,
     ) -> Scenario:
         marks = tuple((server, "before", promise) for server in SERVERS[1:])
         return Scenario(
-            name, SERVERS, unit, figure, marks, more_is_better=more_is_better, settings=WITH_MODEL, note=note
+            name,
+            SERVERS,
+            unit,
+            figure,
+            marks,
+            more_is_better=more_is_better,
+            in_steps=in_steps,
+            settings=WITH_MODEL,
+            note=note,
         )
 
     yield from rows(
@@ -190,6 +199,7 @@ def measure(plan: BenchPlan) -> Iterator[Row]:
                 f"within a second, each with a ping a second and a chat in ten (model: {MODEL_S:g} s); "
                 "more were not tried.",
                 more_is_better=True,
+                in_steps=True,
             )
         ],
         plan,

@@ -33,6 +33,10 @@ class TableError(Exception):
     """A table cannot be measured, read or written. The message is for people."""
 
 
+class NoSuchRow(TableError):
+    """A table has no row of the kind that was asked for; others may."""
+
+
 @attrs.frozen(kw_only=True)
 class BenchPlan:
     """How thoroughly. `only` are words of the rows' names; `servers` leaves out others, and their ratios;
@@ -69,6 +73,8 @@ class Row:
     unit: str
     rounds: Mapping[str, Sequence[float]]
     more_is_better: bool = False
+    in_steps: bool = False
+    """Nothing lies between two of its values: of an even number of rounds the lower middle one counts."""
     marks: tuple[Mark, ...] = ()
     bounds: Mapping[str, float] = attrs.field(factory=dict)
     extra: Mapping[str, Mapping[str, float]] = attrs.field(factory=dict)
@@ -82,7 +88,10 @@ class Row:
 
     def value(self, server: str) -> float:
         """The median of its rounds."""
-        return self.bounds[server] if server in self.bounds else statistics.median(self.rounds[server])
+        if server in self.bounds:
+            return self.bounds[server]
+        middle = statistics.median_low if self.in_steps else statistics.median
+        return middle(self.rounds[server])
 
     def ratio(self, mark: Mark) -> float:
         """Of the medians; above 1 in favour of `mark.ours`."""
@@ -127,13 +136,14 @@ class Table:
 
 
 def measure(name: str, plan: BenchPlan, command: str) -> Table:
-    """Measure a table of `TABLES`. Raises `TableError`, and what its servers do wrong: `WrongAnswer`,
-    `RuntimeError`."""
+    """Measure a table of `TABLES`. Raises `TableError`: `NoSuchRow` where the plan leaves nothing of it."""
     module, _, function = TABLES[name].partition(":")
     rows: Callable[[BenchPlan], Iterator[Row]] = getattr(importlib.import_module(module), function)
     table = Table(name=name, rows=tuple(rows(plan)), command=command)
     if not table.rows:
-        raise TableError(f"no row of {name} holds {plan.only!r}")
+        wanted = [f"holds {plan.only!r}"] if plan.only else []
+        wanted += [f"is of {', '.join(plan.servers)}"] if plan.servers else []
+        raise NoSuchRow(f"no row of {name} {' and '.join(wanted)}")
     return table
 
 
@@ -222,12 +232,18 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def write_docs(table: Table, file: Path) -> None:
-    """Put the table between its markers in a Markdown file. Raises `TableError` where there are none."""
-    begin, end = f"<!-- {table.name}: begin -->", f"<!-- {table.name}: end -->"
-    text = file.read_text(encoding="utf-8")
-    before, found, rest = text.partition(begin)
+def docs_around(name: str, file: Path) -> tuple[str, str]:
+    """What stands before and after a table's place in a Markdown file, with its markers. Raises `TableError`
+    where there are none."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise TableError(f"{file} has no markers `{begin}` and `{end}`")
-    file.write_text(f"{before}{begin}\n{markdown(table)}\n{end}{after}", encoding="utf-8")
+    return before + begin, end + after
+
+
+def write_docs(table: Table, file: Path) -> None:
+    """Put the table between its markers in a Markdown file. Raises `TableError` where there are none."""
+    before, after = docs_around(table.name, file)
+    file.write_text(f"{before}\n{markdown(table)}\n{after}", encoding="utf-8")

@@ -101,6 +101,12 @@ def test_the_stored_baseline_is_of_rows_that_there_are() -> None:
     assert all(sitting.cpu and sitting.rounds >= 3 for each in stored.values() for sitting in each.measured)
 
 
+def test_a_ratio_to_nothing_is_not_stored(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    save_baseline(table(row([0.0, 10.0], [20.0, 20.0]), row([10.0], [20.0], name="chats")), file)
+    assert read_baseline(file)["demo"].ratios == {"chats, us": {"ours / theirs": [2.0]}}
+
+
 def test_other_tables_baselines_stay(tmp_path: Path) -> None:
     file = tmp_path / "baseline.json"
     other = attrs.evolve(table(row([10.0], [20.0])), name="other")

@@ -194,6 +194,13 @@ def test_a_server_that_nobody_knows_is_an_error() -> None:
         list(rows([scenario()], BenchPlan(servers=("nginx",))))
 
 
+def test_steps_stay_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Played(monkeypatch, {"sansio": [100.0, 300.0]})
+    line = scenario(measure=played.measure, servers=("sansio",), marks=(), in_steps=True)
+    (row,) = rows([line], BenchPlan(rounds=2))
+    assert row.value("sansio") == 100.0
+
+
 def test_only_the_chosen_servers_run_and_without_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, {"sansio": [1.0, 2.0]})
     (row,) = rows([scenario(measure=played.measure)], BenchPlan(rounds=2, servers=("sansio",)))

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from loadgen import cli
 from loadgen.baseline import read_baseline, save_baseline
 from loadgen.cli import main
-from loadgen.tables import BenchPlan, Table
+from loadgen.tables import BenchPlan, NoSuchRow, Table
 from tests.loadgen.test_tables import row, table
 
 
@@ -62,10 +62,7 @@ def test_the_command_prints_keeps_and_checks(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_part_of_a_table_does_not_stand_for_the_whole(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], complaint: str
 ) -> None:
-    def measured(*_args: object) -> Table:
-        raise AssertionError("nothing is to be measured")
-
-    monkeypatch.setattr(cli, "measure", measured)
+    monkeypatch.setattr(cli, "measure", never)
     monkeypatch.chdir(tmp_path)
     Path("page.md").write_text("the page")
     done = CliRunner().invoke(main, ["bench", "transport", *args])
@@ -104,3 +101,44 @@ def test_a_check_against_another_processor_says_so(monkeypatch: pytest.MonkeyPat
     done = CliRunner().invoke(main, ["bench", "transport", "--check", str(baseline)])
     assert done.exit_code == 0
     assert "note: the baseline of demo is of a processor, and this is this one" in done.output
+
+
+def never(*_args: object) -> Table:
+    raise AssertionError("nothing is to be measured")
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--save", "no/such/b.json"], "cannot write no/such/b.json"),
+        (["--save", "broken.json"], "broken.json is no JSON"),
+        (["--check", "broken.json"], "broken.json is no JSON"),
+        (["--docs", "broken.json"], "has no markers `<!-- storage: begin -->`"),
+        (["--json", "broken.json/results"], "cannot write broken.json/results"),
+    ],
+)
+def test_what_would_fail_at_the_end_fails_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], complaint: str
+) -> None:
+    monkeypatch.setattr(cli, "measure", never)
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text("<!-- transport: begin --><!-- transport: end -->")
+    done = CliRunner().invoke(main, ["bench", "transport", "storage", *args])
+    assert (done.exit_code, complaint in done.output) == (1, True), done.output
+
+
+def test_a_table_without_such_a_row_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(name: str, _plan: BenchPlan, _command: str) -> Table:
+        if name != "storage":
+            raise NoSuchRow(f"no row of {name} holds 'pings'")
+        return table(row([10.0], [20.0]))
+
+    monkeypatch.setattr(cli, "measure", measured)
+
+    def bench(*names: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["bench", *names, "--only", "pings"])
+        return done.exit_code, done.output
+
+    code, output = bench("guide", "storage", "chat")
+    assert (code, "## pings, us" in output, "note: no row of chat" in output) == (0, True, True)
+    assert bench("guide", "chat")[0] == 1

@@ -1,6 +1,7 @@
 """The guide's table: each promise has a row, and each row comes out of a real measurement."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,19 @@ def test_a_server_that_is_too_slow_holds_no_connections(monkeypatch: pytest.Monk
     monkeypatch.setattr(guide, "BEARABLE_MS", 0.001)
     (row, *_) = guide.measure(BenchPlan(rounds=1, seconds=0.5, only="connections", servers=("sansio",)))
     assert row.value("sansio") == 0
+
+
+def test_the_database_is_on_the_disk_that_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files: list[Path] = []
+
+    async def writes(_seconds: float, file: Path) -> float:
+        files.append(file)
+        return 1.0
+
+    monkeypatch.setattr(guide, "_before_writes", writes)
+    monkeypatch.setattr(guide, "_our_writes", writes)
+    guide.database_row(BenchPlan(rounds=1, folder=tmp_path))
+    assert all(file.is_relative_to(tmp_path) for file in files)
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from loadgen.tables import (
     TABLES,
     BenchPlan,
     Mark,
+    NoSuchRow,
     Row,
     Table,
     TableError,
@@ -121,5 +122,15 @@ def test_every_table_can_be_measured() -> None:
 
 
 def test_a_row_that_there_is_not_is_an_error() -> None:
-    with pytest.raises(TableError, match="no row of transport holds 'nothing'"):
+    with pytest.raises(NoSuchRow, match=r"no row of transport holds 'nothing'$"):
         measure("transport", BenchPlan(only="nothing"), "")
+    with pytest.raises(NoSuchRow, match="no row of transport is of picows"):
+        measure("transport", BenchPlan(servers=("picows",)), "")
+    with pytest.raises(NoSuchRow, match="no row of scale holds 'pongs' and is of picows"):
+        measure("scale", BenchPlan(only="pongs", servers=("picows",)), "")
+
+
+def test_of_an_even_number_of_steps_the_lower_middle_one_counts() -> None:
+    held = row([100.0, 300.0], [50.0, 50.0], more_is_better=True)
+    assert held.value("ours") == 200.0
+    assert attrs.evolve(held, in_steps=True).value("ours") == 100.0
