@@ -239,17 +239,22 @@ def row(scenario: Scenario, seen: dict[str, list[Figures]]) -> Row:
 
 
 def rows(scenarios: Iterable[Scenario], plan: BenchPlan) -> Iterator[Row]:
-    """Measure what the plan wants of a table."""
+    """Measure what the plan wants of a table. Raises `TableError`, which names the row that it was at."""
     unknown = set(plan.servers) - {*OURS, *PEERS}
     if unknown:
         raise TableError(f"no such server: {', '.join(sorted(unknown))}")
     for scenario in scenarios:
         chosen = _only(scenario, plan.servers) if plan.servers else scenario
-        if plan.only in scenario.name and chosen.servers:
-            try:
-                yield from lines(chosen, run(chosen, rounds=plan.rounds, seconds=plan.seconds))
-            except (WrongAnswer, RuntimeError) as exc:
-                raise TableError(f"{scenario.name}: {exc}") from None
+        if plan.only not in scenario.name or not chosen.servers:
+            continue
+        try:
+            seen = run(chosen, rounds=plan.rounds, seconds=plan.seconds)
+        except (WrongAnswer, RuntimeError) as exc:
+            raise TableError(f"{scenario.name}: {exc}") from None
+        except (LookupError, TypeError, AttributeError, ValueError, OSError) as exc:
+            # What a server says may have any shape, and it may go away at any time.
+            raise TableError(f"{scenario.name}: {type(exc).__name__}: {exc}") from exc
+        yield from lines(chosen, seen)
 
 
 def measure(plan: BenchPlan) -> Iterator[Row]:

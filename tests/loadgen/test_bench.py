@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 
 from loadgen import bench
@@ -15,6 +16,7 @@ from loadgen.bench import TURNS, InTurns, Prepared, Scenario, rows, scenarios
 from loadgen.servers import OURS, PEERS, running_all
 from loadgen.tables import BenchPlan, TableError
 from loadgen.wire import WireConnection, WrongAnswer
+from tests.loadgen.answering import answering, error
 
 
 def scenario(**changes: object) -> Scenario:
@@ -235,3 +237,35 @@ def test_a_server_that_answers_wrongly_ends_it(monkeypatch: pytest.MonkeyPatch) 
     Played(monkeypatch, {})
     with pytest.raises(TableError, match=r"pings: \{'id': 7\}"):
         list(rows([scenario(measure=measure)], BenchPlan()))
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        (KeyError("result"), "pings: KeyError: 'result'"),
+        (TypeError("list indices"), "pings: TypeError: list indices"),
+        (ConnectionResetError(104, "reset by peer"), "pings: ConnectionResetError: .*reset by peer"),
+        (AttributeError("'list' object has no attribute 'get'"), "pings: AttributeError: 'list'"),
+        (orjson.JSONDecodeError("no JSON", "", 0), "pings: JSONDecodeError: no JSON"),
+    ],
+)
+def test_an_answer_that_is_none_names_the_row(
+    monkeypatch: pytest.MonkeyPatch, broken: Exception, complaint: str
+) -> None:
+    def measure(_server: object, _seconds: float) -> dict[str, float]:
+        raise broken
+
+    Played(monkeypatch, {})
+    with pytest.raises(TableError, match=complaint):
+        list(rows([scenario(measure=measure)], BenchPlan()))
+
+
+def test_a_peer_that_answers_with_errors_names_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def running_all(_names: object, _settings: object) -> Iterator[list[Any]]:
+        with answering(lambda request: [error(request, "overloaded")]) as server:
+            yield [SimpleNamespace(name="sansio", url=server.url)]
+
+    monkeypatch.setattr(bench, "running_all", running_all)
+    with pytest.raises(TableError, match="pings: "):
+        list(rows([scenario(measure=bench.pings(2, 1), servers=("sansio",))], BenchPlan(rounds=1)))
