@@ -97,7 +97,7 @@ def test_a_latency_counts_from_the_scheduled_send() -> None:
 
 def test_the_warm_up_is_checked_and_not_measured() -> None:
     with answering() as server:
-        driver = drive(plan(warm_up_s=0.2), server)
+        driver = drive(plan(Stage(seconds=1.2, connections=3), warm_up_s=0.4), server)
     assert driver.recorder.warm_up_answered > 0
     assert driver.recorder.stages[0].latencies["system.ping"].figures()["count"] == answered(driver)
 
@@ -227,7 +227,7 @@ def test_a_script_comes_back_and_goes_on() -> None:
         yield Call("session.info")
 
     with answering() as server:
-        driver = scripted(script, server, set_up=set_up)
+        driver = scripted(script, server, set_up=set_up, seconds=1.5)
         assert len(server.heads) == 2
     assert steps == ["set up", "first", "set up", "again"]
     assert (answered(driver), errors(driver)) == (2, {})
