@@ -4,6 +4,7 @@ An answer nobody asked for, a second answer, a chunk out of order, a stream whos
 chunks, an event with a gap before it: each is a wrong answer, and a wrong answer fails the run.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,9 @@ class Exchange:
             self._recorder.wrong("a message that is no JSON-RPC", message)
         elif "id" not in message:
             self._event(message, now)
+        elif type(message["id"]) is not int:
+            # `True` is 1 to a dict, and a list cannot be asked for.
+            self._recorder.wrong("an answer whose id is none of ours", message)
         elif (pending := self._pending.get(message["id"])) is not None:
             return self._answer(pending, message, now)
         elif message["id"] in self._cancels:
@@ -114,10 +118,10 @@ class Exchange:
             self._refused(pending, message["error"], now)
         elif isinstance(pending.command, Stream):
             return self._streamed(pending, pending.command, message["result"], now)
-        elif pending.command.check(message["result"]):
+        elif (complaint := _complaint(pending.command, message["result"])) is None:
             self._succeed(pending, message["result"], now)
         else:
-            self._fail_as_wrong(pending, f"a wrong answer to {pending.command}", message)
+            self._fail_as_wrong(pending, f"{complaint} to {pending.command}", message)
         return b""
 
     def _refused(self, pending: Pending, error: Any, now: float) -> None:
@@ -126,8 +130,8 @@ class Exchange:
         if not isinstance(reason, str):
             # Other servers than ours know codes only.
             reason = f"code_{error.get('code')}" if isinstance(error, dict) else "malformed_error"
-        retry_after_s = data.get("retry_after_s") if isinstance(data, dict) else None
-        answer = Answer(error=reason, retry_after_s=retry_after_s, latency_s=now - pending.scheduled_at)
+        wait_s = _seconds(data.get("retry_after_s")) if isinstance(data, dict) else None
+        answer = Answer(error=reason, retry_after_s=wait_s, latency_s=now - pending.scheduled_at)
         del self._pending[pending.id]
         self._finish(pending, answer)
 
@@ -201,3 +205,18 @@ class Exchange:
     def _hand_back(pending: Pending, answer: Answer) -> None:
         if pending.reply is not None:
             pending.reply(answer)
+
+
+def _complaint(command: Call, result: Any) -> str | None:
+    """What is wrong with a result; `None` where nothing is."""
+    # A check is a scenario's, and what it reads is the server's: it may meet anything.
+    try:
+        return None if command.check(result) else "a wrong answer"
+    except Exception as exc:  # noqa: BLE001
+        return f"an answer that its check cannot read ({type(exc).__name__}: {exc})"
+
+
+def _seconds(value: Any) -> float | None:
+    """A time to wait, where it is one."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < math.inf else None

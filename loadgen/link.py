@@ -19,11 +19,13 @@ from urllib.parse import urlsplit
 import attrs
 import orjson
 
-from loadgen.wire import read_frame
+from loadgen.wire import CLOSE, FIRST, LAST, MIDDLE, PING, PONG, TEXT, WrongFrame, pong_frame, read_frame
 
 MAX_UNSENT_BYTES = 1_048_576
 """What may wait for a server that does not read. One more request than that loses the connection."""
 MAX_HEAD_BYTES = 65_536
+MAX_MESSAGE_BYTES = 67_108_864
+"""Many times what our server sends. More is a wrong frame, so that no server fills the memory."""
 RECEIVE_BYTES = 262_144
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -45,10 +47,6 @@ class Lost(Exception):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
-
-
-class WrongFrame(Exception):
-    """The server sent what no right server sends."""
 
 
 @attrs.frozen
@@ -85,6 +83,8 @@ class Link:
         self._key = base64.b64encode(os.urandom(16))
         self._in = b""
         self._out = b""
+        self._pieces: bytes | None = None
+        """Of a text that comes in fragments: what there is of it."""
         self._socket = socket.socket(target.family, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -188,7 +188,8 @@ class Link:
             raise Refused("malformed_handshake")
         if code[:3] != "101":
             wait = headers.get("retry-after", "")
-            raise Refused(f"http_{code[:3]}", retry_after_s=float(wait) if wait.isdigit() else None)
+            is_seconds = wait.isascii() and wait.isdigit()
+            raise Refused(f"http_{code[:3]}", retry_after_s=float(wait) if is_seconds else None)
         # SHA-1 is what RFC 6455 asks for; it protects nothing here.
         accept = base64.b64encode(hashlib.sha1(self._key + _ACCEPT_GUID, usedforsecurity=False).digest())
         if headers.get("sec-websocket-accept") != accept.decode():
@@ -202,25 +203,43 @@ class Link:
         messages: list[Any] = []
         start, buffer = 0, self._in
         while (frame := read_frame(buffer, start)) is not None:
-            opcode, payload, start = frame
-            if opcode == 0x1:
-                try:
-                    messages.append(orjson.loads(payload))
-                except orjson.JSONDecodeError:
-                    raise WrongFrame("a text that is no JSON") from None
-            elif opcode == 0x9:
-                self.send(struct.pack("!BBI", 0x8A, 0x80 | len(payload), 0) + payload)
-            elif opcode == 0x8:
+            head, payload, start = frame
+            if head == TEXT and self._pieces is None:
+                messages.append(_decoded(payload))
+            elif head == PING:
+                self.send(pong_frame(payload))
+            elif head == CLOSE:
                 self.close_code = struct.unpack("!H", payload[:2])[0] if len(payload) >= 2 else 1005
                 if not messages:
                     raise Lost(f"closed_{self.close_code}")
                 # What was said before the close is handed out first.
                 self._in = buffer[start:]
                 return messages
-            elif opcode != 0xA:
-                raise WrongFrame(f"a frame of kind {opcode}")
+            elif head != PONG:
+                messages += self._piece(head, payload)
         self._in = buffer[start:]
+        if len(self._in) + len(self._pieces or b"") > MAX_MESSAGE_BYTES:
+            raise WrongFrame(f"a message of more than {MAX_MESSAGE_BYTES} bytes")
         return messages
+
+    def _piece(self, head: int, payload: bytes) -> list[Any]:
+        """Take a fragment; the message that it makes whole, if it does."""
+        if head != FIRST and not (head in (MIDDLE, LAST) and self._pieces is not None):
+            raise WrongFrame(f"a frame that begins with {head:#04x}")
+        if head == FIRST and self._pieces is not None:
+            raise WrongFrame("a text within another one's fragments")
+        self._pieces = (self._pieces or b"") + payload
+        if head != LAST:
+            return []
+        whole, self._pieces = self._pieces, None
+        return [_decoded(whole)]
+
+
+def _decoded(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise WrongFrame("a text that is no JSON") from None
 
 
 def _connect_error(code: int) -> str:

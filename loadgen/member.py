@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import attrs
 
 from loadgen.exchange import Exchange
-from loadgen.link import Link, Lost, Refused, Target, WrongFrame
+from loadgen.link import Link, Lost, Refused, Target
 from loadgen.loop import Loop
 from loadgen.recorder import Recorder
 from loadgen.script import (
@@ -23,6 +23,7 @@ from loadgen.script import (
     Together,
     User,
 )
+from loadgen.wire import WrongFrame
 
 HANDSHAKE_TIMEOUT_S = 10.0
 GOODBYE_TIMEOUT_S = 10.0

@@ -21,10 +21,23 @@ import attrs
 import orjson
 
 SILENCE_S = 10.0
+CONNECT_S = 30.0
+
+
+TEXT, PING, PONG, CLOSE = 0x81, 0x89, 0x8A, 0x88
+"""First bytes of frames that are whole."""
+FIRST, MIDDLE, LAST = 0x01, 0x00, 0x80
+"""Those of a text in pieces."""
+MAX_CONTROL_BYTES = 125
+"""RFC 6455's, of what a ping, a pong or a close carries."""
 
 
 class WrongAnswer(Exception):
     """The server closed, or said what it should not have."""
+
+
+class WrongFrame(WrongAnswer):
+    """A frame that no right server sends."""
 
 
 @attrs.define(eq=False)
@@ -47,9 +60,15 @@ class WireConnection:
     def open(cls, url: str, *, token: str = "") -> "WireConnection":
         """Connect, with a bearer token if there is one, and upgrade. Raises `WrongAnswer` when refused."""
         parts = urlsplit(url)
-        sock = socket.create_connection((parts.hostname, parts.port), timeout=30)
+        try:
+            sock = socket.create_connection((parts.hostname, parts.port), timeout=CONNECT_S)
+        except OSError as exc:
+            raise WrongAnswer(f"cannot connect: {exc}") from None
         try:
             return cls(sock, cls._upgrade(sock, parts.path, parts.netloc, token))
+        except OSError as exc:
+            sock.close()
+            raise WrongAnswer(f"lost in the handshake: {exc}") from None
         except BaseException:
             sock.close()
             raise
@@ -81,39 +100,54 @@ class WireConnection:
         return self.sock.fileno()
 
     def send(self, data: bytes) -> None:
-        """Send all of `data`. What is asked at once is small, so the kernel takes it."""
-        if self.sock.send(data) != len(data):
+        """Send all of `data`. What is asked at once is small: the kernel takes it. Raises `WrongAnswer`."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            raise WrongAnswer(f"the connection broke: {exc}") from None
+        if sent != len(data):
             raise WrongAnswer("the server does not read")
 
     def receive(self) -> Iterator[Any]:
-        """The messages that are there, decoded; pings are answered."""
+        """The messages that are there, decoded; pings are answered. Raises `WrongAnswer`."""
         try:
             data = self.sock.recv(262_144)
         except BlockingIOError:
             return
+        except TimeoutError:
+            raise WrongAnswer(f"no answer for {SILENCE_S} s") from None
+        except OSError as exc:
+            raise WrongAnswer(f"the connection broke: {exc}") from None
         if not data:
             raise WrongAnswer("the server closed the connection")
         buffer = self._buffer + data if self._buffer else data
         start = 0
         try:
             while (frame := read_frame(buffer, start)) is not None:
-                opcode, payload, start = frame
-                if opcode == 0x9:
-                    self.send(struct.pack("!BBI", 0x8A, 0x80 | len(payload), 0) + payload)
-                elif opcode == 0x1:
-                    yield orjson.loads(payload)
+                head, payload, start = frame
+                if head == TEXT:
+                    try:
+                        yield orjson.loads(payload)
+                    except orjson.JSONDecodeError:
+                        raise WrongFrame("a text that is no JSON") from None
+                elif head == PING:
+                    self.send(pong_frame(payload))
                 else:
-                    raise WrongAnswer(f"a frame of kind {opcode}")
+                    raise WrongFrame(f"a frame that begins with {head:#04x}; fragments are not read here")
         finally:
             # Also for who takes the first message and leaves.
             self._buffer = buffer[start:]
 
     def call(self, method: str, params: dict[str, Any]) -> Any:
-        """One request and its result, waiting for it."""
-        self.sock.setblocking(True)
+        """One request and its result, waiting for it. Raises `WrongAnswer`."""
+        self.sock.settimeout(SILENCE_S)
         self.send(request_frame(-1, method, params))
         while True:
             for message in self.receive():
+                if not isinstance(message, dict):
+                    raise WrongAnswer(str(message))
                 if message.get("id") == -1:
                     self.sock.setblocking(False)
                     if "result" not in message:
@@ -122,23 +156,30 @@ class WireConnection:
 
 
 def read_frame(buffer: bytes, start: int) -> tuple[int, bytes, int] | None:
-    """Opcode, payload and the end of the frame at `start`; `None` when it is not all there."""
+    """First byte, payload and the end of the frame at `start`; `None` when it is not all there. Raises
+    `WrongFrame` for one that is masked, and for a control frame that is too long."""
     there = len(buffer) - start
     if there < 2:
         return None
     length, body = buffer[start + 1], start + 2
-    if length == 126:
-        if there < 4:
+    if length > MAX_CONTROL_BYTES:
+        if length > 127:
+            raise WrongFrame("a masked frame")
+        if buffer[start] & 0x08:
+            raise WrongFrame(f"a control frame of more than {MAX_CONTROL_BYTES} bytes")
+        width, size = (2, "!H") if length == 126 else (8, "!Q")
+        if there < 2 + width:
             return None
-        length, body = struct.unpack_from("!H", buffer, body)[0], start + 4
-    elif length == 127:
-        if there < 10:
-            return None
-        length, body = struct.unpack_from("!Q", buffer, body)[0], start + 10
+        length, body = struct.unpack_from(size, buffer, body)[0], body + width
     end = body + length
     if end > len(buffer):
         return None
-    return buffer[start] & 0x0F, buffer[body:end], end
+    return buffer[start], buffer[body:end], end
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping."""
+    return struct.pack("!BBI", 0x8A, 0x80 | len(payload), 0) + payload
 
 
 def request_frame(request_id: int, method: str, params: dict[str, Any]) -> bytes:
@@ -211,9 +252,7 @@ def ping_loop(
             connection = by_fd[fd]
             answered_before = connection.answered
             for message in connection.receive():
-                n = connection.answered
-                payload = message["params" if is_echo else "result"]["payload"]
-                if message["id"] != n or not payload.startswith(f"{n}-"):
+                if not _is_answer(message, connection.answered, is_echo=is_echo):
                     raise WrongAnswer(str(message))
                 connection.answered += 1
             # What came may have been a ping of the server's.
@@ -228,10 +267,24 @@ def ping_loop(
     return latencies
 
 
+def _is_answer(message: Any, n: int, *, is_echo: bool) -> bool:
+    try:
+        result = message["params" if is_echo else "result"]
+        return bool(
+            message["id"] == n
+            and result["payload"] == f"{n}-{PADDING}"
+            and (is_echo or result["pong"] is True)
+        )
+    except (KeyError, TypeError, IndexError):
+        return False
+
+
 def subscribe(connections: list[WireConnection], topic: str) -> None:
-    """All but the first, which is the publisher, hear of `topic` from now on."""
+    """All but the first, which is the publisher, hear of `topic` from now on. Raises `WrongAnswer`."""
     for subscriber in connections[1:]:
-        subscriber.call("events.subscribe", {"topics": [topic]})
+        result = subscriber.call("events.subscribe", {"topics": [topic]})
+        if not isinstance(result, dict) or result.get("topics") != [topic]:
+            raise WrongAnswer(f"subscribed to {topic}, and was told {result}")
 
 
 def broadcast(

@@ -82,6 +82,9 @@ def test_a_wrong_answer_is_kept_and_gives_no_latency(fields: dict[str, Any]) -> 
         {"jsonrpc": "2.0", "id": 77, "result": {}},
         {"jsonrpc": "2.0", "method": "something", "params": {}},
         {"id": 1, "result": {"payload": "p"}},
+        {"jsonrpc": "2.0", "id": [1], "result": {"payload": "p"}},
+        {"jsonrpc": "2.0", "id": True, "result": {"payload": "p"}},
+        {"jsonrpc": "2.0", "id": 1.0, "result": {"payload": "p"}},
         [],
         None,
     ],
@@ -110,6 +113,22 @@ def test_an_error_is_counted_by_reason_and_gives_no_latency() -> None:
     assert played.errors == {"overloaded": 1, "code_-32601": 1}
     assert played.latency_ms("system.ping") is None
     assert played.answers[0] == Answer(error="overloaded", retry_after_s=0.5, latency_s=1.0)
+
+
+@pytest.mark.parametrize("wait", ["1", True, -1, [], float("inf"), float("nan"), None])
+def test_a_time_to_come_back_that_is_none_is_left_out(wait: Any) -> None:
+    played = Played()
+    played.take(id=played.ask().id, error={"data": {"reason": "overloaded", "retry_after_s": wait}})
+    assert played.answers == [Answer(error="overloaded", latency_s=1.0)]
+
+
+def test_a_result_that_its_check_cannot_read_is_wrong() -> None:
+    played = Played()
+    call = Call("events.subscribe", check=lambda result: TOPIC in result["topics"])
+    played.take(id=played.ask(call).id, result={})
+    assert played.recorder.wrong_count == 1
+    assert "KeyError: 'topics'" in played.recorder.wrong_answers[0]
+    assert played.answers == [Answer(error="wrong_answer")]
 
 
 def test_a_late_answer_to_what_timed_out_is_no_wrong_one() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from loadgen.link import Link, Lost, Refused, Target, WrongFrame
-from loadgen.wire import request_frame
+from loadgen import link as link_module
+from loadgen.link import Link, Lost, Refused, Target
+from loadgen.wire import WrongFrame, request_frame
 from tests.loadgen.answering import Answering, answering, echo, message, result, text_frame
 
 ASK = request_frame(1, "system.ping", {"payload": "p"})
@@ -60,6 +61,7 @@ def test_a_token_goes_with_the_opening_request() -> None:
     [
         (b"HTTP/1.1 503 Full\r\nRetry-After: 7\r\n\r\n", "http_503", 7.0),
         (b"HTTP/1.1 401 No\r\n\r\n", "http_401", None),
+        (b"HTTP/1.1 503 Full\r\nRetry-After: \xb2\r\n\r\n", "http_503", None),
         (b"HTTP/1.1 101 Yes\r\nSec-WebSocket-Accept: another's\r\n\r\n", "malformed_handshake", None),
         (b"SSH-2.0-whatever\r\n\r\n", "malformed_handshake", None),
         (b"HTTP/1.1 101 Yes\r\n" + b"x" * 100_000, "malformed_handshake", None),
@@ -90,8 +92,24 @@ def test_what_is_no_url(url: str) -> None:
 
 @pytest.mark.parametrize(
     "frame",
-    [text_frame(b"no json"), b"\x82\x01x", b"\x80\x01x"],
-    ids=["no json", "binary", "a fragment"],
+    [
+        text_frame(b"no json"),
+        b"\x82\x01x",
+        b"\x80\x01x",
+        b"\x00\x01x",
+        b"\x01\x01[" + text_frame(b"[]"),
+        b"\x01\x01[\x01\x01]",
+        b"\x01\x01[\x80\x01x",
+        struct.pack("!BBH", 0x89, 126, 300) + b"x" * 300,
+        b"\x09\x02hi",
+        b"\x81\x82\0\0\0\0[]",
+        b"\xc1\x02[]",
+    ],
+    ids=[
+        *("no json", "binary", "a last piece of nothing", "a piece of nothing", "a text within a text"),
+        *("a text begun twice", "pieces of no json", "a ping of 300 bytes", "a ping in pieces", "masked"),
+        "compressed",
+    ],
 )
 def test_a_frame_that_no_right_server_sends(frame: bytes) -> None:
     with answering(lambda _: [frame]) as server, opened(server) as link, pytest.raises(WrongFrame):
@@ -114,6 +132,26 @@ def test_a_ping_is_answered_and_a_frame_in_pieces_put_together() -> None:
         assert wait(link)[0]["result"] == large
         # Its pong was read before the second request was.
         assert server.pongs == [b"hi"]
+
+
+def test_fragments_are_put_together_with_a_ping_between_them() -> None:
+    pieces = [b"\x01\x02[1", b"\x89\x02hi", b"\x00\x01,", b"\x80\x022]", text_frame(b"3")]
+    with answering(lambda _: pieces) as server, opened(server) as link:
+        link.send(ASK)
+        assert wait(link, until=2) == [[1, 2], 3]
+
+
+@pytest.mark.parametrize("endless", [b"\x81\x7f" + struct.pack("!Q", 2**40), b"\x01\x7d" + b"x" * 125])
+def test_a_message_without_an_end_is_not_kept(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "MAX_MESSAGE_BYTES", 1000)
+    more = b"\x00\x7d" + b"x" * 125
+    with (
+        answering(lambda _: [endless, *([more] * 10)]) as server,
+        opened(server) as link,
+        pytest.raises(WrongFrame, match="more than 1000 bytes"),
+    ):
+        link.send(ASK)
+        wait(link)
 
 
 def test_what_was_said_before_a_close_is_handed_out_first() -> None:

@@ -118,13 +118,55 @@ def test_an_echo_has_to_give_the_request_back() -> None:
     [
         lambda request: pong({**request, "id": request["id"] + 1}),
         lambda request: pong({**request, "params": {"payload": "another's"}}),
+        lambda request: [reply(request, {"pong": False, "payload": request["params"]["payload"]})],
+        lambda _request: [text_frame(b'{"jsonrpc":"2.0","id":0,"error":{"code":1}}')],
+        lambda _request: [text_frame(b"[]")],
+        lambda _request: [text_frame(b"no json")],
+        lambda _request: [struct.pack("!BBH", 0x89, 126, 300) + b"x" * 300],
         lambda _request: [b"\x88\x00"],
     ],
-    ids=["another id", "another payload", "a close"],
+    ids=[
+        *("another id", "another payload", "no pong", "an error", "no answer", "no json", "a long ping"),
+        "a close",
+    ],
 )
 def test_a_wrong_answer_is_no_answer(answer: Answer) -> None:
     with tiny(answer) as server, connected(server.url, 1) as clients, pytest.raises(WrongAnswer):
         ping_loop(clients, seconds=0.1)
+
+
+def test_a_server_that_is_not_there_is_no_answer() -> None:
+    with tiny() as server:
+        url = server.url
+    with pytest.raises(WrongAnswer, match="cannot connect"), connected(url, 1):
+        pass
+
+
+def test_a_connection_that_breaks_is_no_answer() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, WireConnection(theirs) as client:
+        ours.close()
+        with pytest.raises(WrongAnswer, match="the connection broke"):
+            client.send(b"x")
+
+
+def test_a_call_waits_no_longer_than_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "SILENCE_S", 0.05)
+    with (
+        tiny(lambda _request: []) as server,
+        connected(server.url, 1) as (client,),
+        pytest.raises(WrongAnswer, match="no answer for"),
+    ):
+        client.call("any", {})
+
+
+def test_who_subscribed_to_something_else_is_told() -> None:
+    with (
+        tiny(lambda request: [reply(request, None)]) as server,
+        connected(server.url, 2) as clients,
+        pytest.raises(WrongAnswer, match="and was told None"),
+    ):
+        subscribe(clients, "tests")
 
 
 def test_silence_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
