@@ -84,8 +84,8 @@ class Driver:
         seed: int = 0,
         hooks: Hooks | None = None,
     ) -> None:
-        self.recorder = Recorder(scenario)
         self.watch = SelfWatch()
+        self.recorder = Recorder(scenario, self.watch)
         self.has_started = False
         self.is_finishing = False
         self._scenario = scenario

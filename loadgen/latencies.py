@@ -24,11 +24,11 @@ class Latencies:
     def __len__(self) -> int:
         return int(self._histogram.get_total_count())
 
-    def record(self, seconds: float) -> None:
-        """Count one. Less than a microsecond counts as one."""
+    def record(self, seconds: float, count: int = 1) -> None:
+        """Count one, or so many of the same. Less than a microsecond counts as one."""
         us = max(1, round(seconds * 1e6))
         self._max_us = max(self._max_us, us)
-        self._histogram.record_value(min(us, HIGHEST_US))
+        self._histogram.record_value(min(us, HIGHEST_US), count)
 
     def add(self, other: "Latencies") -> None:
         """Count all of another's, too."""

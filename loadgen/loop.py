@@ -58,7 +58,11 @@ class Loop:
         """Serve what is due and what is ready, once; wait where there is nothing."""
         wait_s = self._until_due()
         events = self._epoll.poll(wait_s - SPIN_S if wait_s > SPIN_S else 0, MAX_EVENTS)
-        self._watch.began(time.perf_counter())
+        now = time.perf_counter()
+        self._watch.began(now)
+        if self._timers and now > self._timers[0][0]:
+            # Noted before the answers are read that waited with it.
+            self._watch.late_by(now - self._timers[0][0], now)
         # Looked up before any is served: one handler may close a socket, another get its number.
         ready = [(self._handlers[fd], mask) for fd, mask in events if fd in self._handlers]
         for handler, mask in ready:
@@ -78,7 +82,7 @@ class Loop:
         # What a timer adds for now is served in the next turn, after the sockets.
         while self._timers and self._timers[0][0] <= now:
             due, _, do = heapq.heappop(self._timers)
-            self._watch.late_by(now - due)
+            self._watch.late_by(now - due, now)
             do()
             served = True
         return served

@@ -21,6 +21,7 @@ import attrs
 
 from loadgen.latencies import Latencies
 from loadgen.scenario import Scenario
+from loadgen.selfwatch import SelfWatch
 
 MAX_WRONG_KEPT = 10
 MAX_WRONG_CHARACTERS = 500
@@ -71,9 +72,10 @@ class Second:
 
 
 class Recorder:
-    """For one process. Nothing is measured before `start`."""
+    """For one process. Nothing is measured before `start`. `watch` is told of each answer's latency."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, watch: SelfWatch | None = None) -> None:
+        self._watch = watch or SelfWatch()
         self._expected = scenario.expected
         self._warm_up_s = scenario.warm_up_s
         self._measure_from = math.inf
@@ -125,6 +127,7 @@ class Recorder:
         stage = self._stage_of(scheduled_at)
         stage.answered += 1
         stage.record(method, now - scheduled_at)
+        self._watch.measured(scheduled_at)
 
     def opened(self, started_at: float, connected_at: float, opened_at: float) -> None:
         """A connection: TCP first, the opening handshake after it."""

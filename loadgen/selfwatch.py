@@ -1,11 +1,14 @@
 """The generator watches itself: a load test that is late itself measures itself.
 
 Two things are measured. *Lag*: how late a timer was served, and how long one turn of the loop kept the next
-answer waiting; each of them may have gone into a latency. *Busy*: the share of time in which the loop
-worked, and did not wait for the server.
+answer waiting. With each latency goes the longest of them while it ran: an idle loop that is on time a
+thousand times says nothing of the ten answers that waited for it. *Busy*: the share of time in which the
+loop worked, and did not wait for the server.
 """
 
 import time
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 
 from loadgen.latencies import Latencies
@@ -15,13 +18,23 @@ MAX_LAG_SHARE = 0.25
 UNHEARD_LAG_MS = 2.0
 """Lag below this is left alone: to wait on a socket is not more exact on a machine that does other things."""
 MAX_BUSY_SHARE = 0.9
+NOTED_LAG_S = 0.0005
+"""Less is taken for none."""
+MAX_NOTED = 1000
+"""Times the loop was late that are kept, each longer than those after it. A longer one takes the place of all
+that were before it, so there are a handful; at the bound the last one gives way."""
+LAG_STEPS = 10_000
+"""In a second: lag is counted to a tenth of a millisecond."""
 
 
 class SelfWatch:
     """`began` and `ended` go around what the loop does between two waits."""
 
     def __init__(self) -> None:
-        self.lag = Latencies()
+        self._late: list[tuple[float, float]] = []
+        """Until when and how long: later ones are shorter."""
+        self._lags: Counter[int] = Counter()
+        self._max_lag_s = 0.0
         self._busy_s = self._second_busy_s = 0.0
         self._worst_second_s = self._second_lag_s = 0.0
         self._began_at = 0.0
@@ -37,12 +50,36 @@ class SelfWatch:
         turn_s = now - self._began_at
         self._busy_s += turn_s
         self._second_busy_s += turn_s
-        self.late_by(turn_s)
+        self.late_by(turn_s, now)
 
-    def late_by(self, seconds: float) -> None:
-        """Something was due so long ago."""
-        self.lag.record(seconds)
+    def late_by(self, seconds: float, now: float) -> None:
+        """What is done now was due so long ago."""
+        if seconds < NOTED_LAG_S:
+            return
+        self._max_lag_s = max(self._max_lag_s, seconds)
         self._second_lag_s = max(self._second_lag_s, seconds)
+        while self._late and self._late[-1][1] <= seconds:
+            self._late.pop()
+        if len(self._late) == MAX_NOTED:
+            self._late.pop()
+        self._late.append((now, seconds))
+
+    def measured(self, since: float) -> None:
+        """A latency that counts from `since` ends now: the longest lag of that time goes with it."""
+        late = self._late
+        if not late or late[-1][0] < since:
+            self._lags[0] += 1
+        else:
+            _, seconds = late[bisect_left(late, (since,))]
+            self._lags[round(seconds * LAG_STEPS)] += 1
+
+    @property
+    def lag(self) -> Latencies:
+        """One for each latency that was measured."""
+        whole = Latencies()
+        for steps, count in self._lags.items():
+            whole.record(steps / LAG_STEPS, count)
+        return whole
 
     def end_second(self, length_s: float) -> tuple[float, float]:
         """Busy share and longest lag, in ms, of the second that ends now."""
@@ -60,7 +97,8 @@ class SelfWatch:
             "busy": min(1.0, self._busy_s / length_s),
             "busiest_second": self._worst_second_s,
             "cpu": (time.process_time() - self._cpu_at_start_s) / length_s,
-            **{f"lag_{name}": lag[name] for name in ("p50_ms", "p99_ms", "max_ms") if name in lag},
+            **{f"lag_{name}": lag[name] for name in ("p50_ms", "p99_ms") if name in lag},
+            "lag_max_ms": self._max_lag_s * 1000,
         }
 
 

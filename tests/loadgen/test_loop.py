@@ -68,5 +68,21 @@ def test_the_loops_own_lateness_is_measured() -> None:
     loop.at(now + 0.01, lambda: done.append(1))
     turn_until(loop, done, 1)
     # One turn of 50 ms, and a timer that was 40 ms late by it.
-    assert watch.lag.figures()["max_ms"] >= 50
+    assert watch.figures()["lag_max_ms"] >= 50
     loop.close()
+
+
+def test_a_generator_that_was_stopped_was_late_for_the_answers_it_reads_next() -> None:
+    """As by SIGSTOP: the timer was due before, and the answer is read first."""
+    watch = SelfWatch()
+    loop, read = Loop(watch), []
+    ours, theirs = socket.socketpair()
+    asked_at = time.perf_counter()
+    loop.add(ours.fileno(), lambda _mask: (read.append(ours.recv(1)), watch.measured(asked_at)), write=False)
+    loop.at(asked_at - 0.5, lambda: None)
+    theirs.send(b"x")
+    turn_until(loop, read, 1)
+    assert watch.lag.figures()["max_ms"] >= 500
+    loop.close()
+    ours.close()
+    theirs.close()
