@@ -162,6 +162,7 @@ class Driver:
     def _start(self) -> None:
         now = self._started_at = self._second_began_at = time.perf_counter()
         self.recorder.start(now)
+        self.watch.start(now)
         self.has_started = True
         for member in self._members:
             member.begin()

@@ -4,7 +4,7 @@ import pytest
 
 from loadgen.selfwatch import MAX_NOTED, NOTED_LAG_S, SelfWatch, what_is_spoiled
 
-FINE = {"busy": 0.3, "lag_p99_ms": 0.5}
+FINE = {"busy_seconds": 0, "seconds": 20, "lag_p99_ms": 0.5}
 RESPONSE = {"p99_ms": 10.0}
 
 
@@ -13,10 +13,25 @@ def test_a_generator_at_ease_spoils_nothing() -> None:
     assert list(what_is_spoiled(FINE, {})) == []
 
 
-def test_one_that_works_all_the_time_says_so() -> None:
-    (line,) = what_is_spoiled({**FINE, "busy": 0.95}, RESPONSE)
-    assert "95%" in line
+def test_seconds_of_nothing_but_work_say_so_however_idle_the_others_were() -> None:
+    watch = SelfWatch()
+    for n in range(20):
+        watch.began(float(n))
+        watch.ended(n + (0.95 if 12 <= n < 15 else 0.01))
+        watch.end_second(1.0)
+    (line,) = what_is_spoiled(watch.figures(), {})
+    assert "more than 90% of the time in 3 of 20 seconds" in line
     assert "--workers" in line
+
+
+def test_what_it_took_to_connect_is_no_part_of_the_first_second() -> None:
+    watch = SelfWatch()
+    watch.began(10.0)
+    watch.ended(15.0)
+    watch.start(20.0)
+    watch.began(20.0)
+    watch.ended(20.25)
+    assert watch.end_second(1.0) == (0.25, 250.0)
 
 
 def test_one_that_is_late_says_so_where_it_shows_in_the_figures() -> None:
@@ -63,7 +78,7 @@ def test_many_turns_in_time_do_not_hide_that_answers_were_late() -> None:
         watch.measured(10.0 + k / 10)
     lag_ms = watch.figures()["lag_p99_ms"]
     assert lag_ms == pytest.approx(600, rel=0.01)
-    assert len(list(what_is_spoiled({"busy": 0.1, "lag_p99_ms": lag_ms}, {"p99_ms": 330.0}))) == 1
+    assert len(list(what_is_spoiled({**FINE, "lag_p99_ms": lag_ms}, {"p99_ms": 330.0}))) == 1
 
 
 def test_what_is_noted_is_bounded_and_the_last_one_gives_way() -> None:
