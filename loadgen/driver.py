@@ -18,7 +18,7 @@ import attrs
 from loadgen.link import Target
 from loadgen.loop import Loop
 from loadgen.member import Member, Surroundings
-from loadgen.recorder import Recorder, Second
+from loadgen.recorder import Events, Recorder, Second
 from loadgen.scenario import Scenario, Stage
 from loadgen.script import Pause, Script, User
 from loadgen.selfwatch import SelfWatch
@@ -29,6 +29,8 @@ SECOND_S = 1.0
 CONNECTING_S = 120.0
 """How long the first stage's connections may take; what is not there by then is late, and the run begins."""
 GRACE_S = 30.0
+QUIET_S = 2.0
+"""In the end, so long without an event means that none comes any more."""
 CHECK_INTERVAL_S = 0.02
 ERROR_PAUSE_S = 0.1
 """A closed loop's pause after an error that names no time to come back."""
@@ -88,6 +90,7 @@ class Driver:
         self.recorder = Recorder(scenario, self.watch)
         self.has_started = False
         self.is_finishing = False
+        self.holds = False
         self._scenario = scenario
         self._share = share or Share()
         self._hooks = hooks or Hooks()
@@ -133,6 +136,8 @@ class Driver:
             self._start()
             self._until(lambda: self.is_finishing, self._scenario.seconds + GRACE_S)
             self._until(lambda: not any(member.waiting for member in self._there), self._timeout_s)
+            self._until(self._has_all_events, self._timeout_s)
+            self.holds = False
             for member in list(self._there):
                 member.give_up()
             self._until(lambda: not self._there, GRACE_S)
@@ -179,6 +184,7 @@ class Driver:
 
     def _finish(self) -> None:
         self.is_finishing = True
+        self.holds = self.recorder.events != Events()
         self._to_connect.clear()
         for member in list(self._there):
             member.finish()
@@ -215,6 +221,13 @@ class Driver:
             or self._connecting
             or any(member.state == "setting_up" for member in self._members)
         )
+
+    def _has_all_events(self) -> bool:
+        """Whether what was published is there, or will never be."""
+        events = self.recorder.events
+        # What other processes' users published is not known here.
+        is_whole = self._share.of == 1 and events.received >= events.promised
+        return not self.holds or is_whole or time.perf_counter() - events.last_at > QUIET_S
 
     # Arrivals.
 
@@ -322,6 +335,7 @@ class _Bystander:
 
     has_started = True
     is_finishing = False
+    holds = False
 
     def settled(self, member: Member) -> None: ...
 

@@ -1,7 +1,8 @@
 """The requests of one connection that wait for an answer: matched by id, checked, timed. No I/O.
 
 An answer nobody asked for, a second answer, a chunk out of order, a stream whose end is not the sum of its
-chunks, an event with a gap before it: each is a wrong answer, and a wrong answer fails the run.
+chunks, an event that was there before: each is a wrong answer, and a wrong answer fails the run. A gap before
+an event is an error, `missed_event`, which a scenario may expect.
 """
 
 import math
@@ -16,6 +17,7 @@ from loadgen.wire import request_frame
 
 TOPIC = "loadgen"
 """Events of this topic carry the time they were sent at, and so measure the fan-out."""
+PUBLISH = "system.broadcast"
 MAX_ABANDONED = 1000
 """Ids of requests that timed out, remembered so that a late answer is not taken for a wrong one."""
 
@@ -179,16 +181,29 @@ class Exchange:
         if isinstance(topic, str) and isinstance(seq, int):
             last = self._last_seq.get(topic)
             self._last_seq[topic] = seq
-            if last is not None and seq != last + 1:
+            if last is not None and seq <= last:
+                self._recorder.wrong("an event that was there before", message)
+            elif last is not None and seq != last + 1:
                 self._recorder.failed("missed_event", now)
-        if topic == TOPIC and isinstance(data, dict) and isinstance(data.get("sent_at"), float):
-            self._recorder.took("broadcast", data["sent_at"], now)
+        if topic == TOPIC:
+            self._recorder.events.received += 1
+            self._recorder.events.last_at = now
+            sent_at = data.get("sent_at") if isinstance(data, dict) else None
+            if isinstance(sent_at, float) and sent_at <= now:
+                self._recorder.took("broadcast", sent_at, now)
 
     def _succeed(self, pending: Pending, result: Any, now: float) -> None:
         del self._pending[pending.id]
         if not pending.is_quiet:
             self._recorder.answered(pending.command.name, pending.scheduled_at, now)
+        if isinstance(pending.command, Call) and pending.command.method == PUBLISH:
+            self._published(pending.command, result)
         self._hand_back(pending, Answer(result=result, latency_s=now - pending.scheduled_at))
+
+    def _published(self, command: Call, result: Any) -> None:
+        delivered = result.get("delivered") if isinstance(result, dict) else None
+        if command.params.get("topic") == TOPIC and isinstance(delivered, int):
+            self._recorder.events.promised += delivered
 
     def _fail_as_wrong(self, pending: Pending, what: str, message: Any) -> None:
         del self._pending[pending.id]

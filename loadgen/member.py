@@ -44,6 +44,11 @@ class Host(Protocol):
         """Whether nothing new is begun."""
         ...
 
+    @property
+    def holds(self) -> bool:
+        """Whether who is done stays all the same, since events may still be on their way."""
+        ...
+
     def settled(self, member: "Member") -> None:
         """The handshake ended, well or not."""
         ...
@@ -125,8 +130,8 @@ class Member:
         if self.state in ("connecting", "away"):
             self._drop()
             self._end()
-        elif self.state != "gone" and not self.waiting:
-            self._say_goodbye()
+        else:
+            self._leave_if_done()
 
     def look(self, now: float) -> float:
         """Give up what took too long; how long the oldest request has waited, in seconds."""
@@ -303,7 +308,8 @@ class Member:
             self._around.loop.change(link.fd, read=self._reads, write=self._writes)
 
     def _leave_if_done(self) -> None:
-        if self._finishing and not self.waiting and self.state in ("ready", "setting_up"):
+        is_done = self._finishing and not self.waiting and self.state in ("ready", "setting_up")
+        if is_done and not self._around.host.holds:
             self._say_goodbye()
 
     def _say_goodbye(self) -> None:
@@ -351,6 +357,8 @@ class Member:
 
     def _drop(self, *, abruptly: bool = False) -> None:
         if self._link is not None:
+            if self.is_open and not (self.state == "leaving" and self._around.host.is_finishing):
+                self._around.recorder.events.departed += 1
             self._around.loop.remove(self._link.fd)
             self._link.close(abruptly=abruptly)
             self._link = None

@@ -8,6 +8,8 @@ The rules of the figures are here and nowhere else:
   end has a latency, and there was no time to divide it by.
 * An error is counted by kind, in the warm-up too, and never gives a latency.
 * A wrong answer is an error, is kept word for word, and fails the run.
+* An event that a subscriber missed is an error, `missed_event`: it shows by a gap, or in the end by what the
+  server said it delivered.
 * Connects and handshakes are measured from the start: connections have no warm-up.
 """
 
@@ -71,6 +73,18 @@ class Second:
     server: Mapping[str, float] = attrs.field(factory=dict)
 
 
+@attrs.define
+class Events:
+    """What was published on `exchange.TOPIC`, the warm-up and what timed out included."""
+
+    promised: int = 0
+    """Receipts, by what the server said of each event: to how many it went."""
+    received: int = 0
+    last_at: float = 0.0
+    departed: int = 0
+    """Connections that were open and did not stay to the end. What is missing may have been theirs."""
+
+
 class Recorder:
     """For one process. Nothing is measured before `start`. `watch` is told of each answer's latency."""
 
@@ -90,6 +104,7 @@ class Recorder:
         self.wrong_answers: list[str] = []
         self.wrong_count = 0
         self.cancelled_count = 0
+        self.events = Events()
         self.seconds: list[Second] = []
         self._second_answers = array("d")
         self._second_errors = self._second_expected = 0

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from loadgen.exchange import TOPIC
+from loadgen.exchange import PUBLISH, TOPIC
 from loadgen.script import Call, Script, Stream, User
 
 PADDING = "x" * 40
@@ -67,4 +67,4 @@ def publish(user: User, n: int, *, size_bytes: int = 500) -> Call:
     """`system.broadcast` to all who subscribed; the event tells when it was sent."""
     data = {"sent_at": time.perf_counter(), "from": f"{user.nonce}-{n}", "text": "x" * size_bytes}
     params = {"topic": TOPIC, "type": "loadgen", "data": data}
-    return Call("system.broadcast", params, lambda result: result["dropped"] == 0)
+    return Call(PUBLISH, params, lambda result: result["dropped"] == 0)

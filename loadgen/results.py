@@ -46,6 +46,7 @@ def measured(driver: Driver) -> Document:
         "seconds": [attrs.asdict(second) for second in recorder.seconds],
         "warm_up_answered": recorder.warm_up_answered,
         "cancelled": recorder.cancelled_count,
+        "events": {key: getattr(recorder.events, key) for key in ("promised", "received", "departed")},
         "wrong": recorder.wrong_count,
         "wrong_answers": recorder.wrong_answers,
         "generators": [{**driver.watch.figures(), "lag": driver.watch.lag.stored()}],
@@ -64,6 +65,7 @@ def added(documents: Sequence[Document]) -> Document:
             added_second(seconds) for seconds in zip(*(each["seconds"] for each in documents), strict=False)
         ],
         **{key: sum(each[key] for each in documents) for key in ("warm_up_answered", "cancelled", "wrong")},
+        "events": {key: sum(each["events"][key] for each in documents) for key in first["events"]},
         "wrong_answers": [wrong for each in documents for wrong in each["wrong_answers"]],
         "generators": [generator for each in documents for generator in each["generators"]],
     }
@@ -131,6 +133,7 @@ def completed(
     }
     for stage, planned in zip(document["stages"], scenario.stages, strict=True):
         stage.update(name=planned.name, connections=planned.connections, rate=planned.rate)
+    _count_missed_events(document)
     document["figures"] = figures = dict(figures_of(document))
     if owned:
         figures["clean_drain"] = float(exit_code == 0)
@@ -140,6 +143,16 @@ def completed(
     )
     document["failed"] = list(_failures(document, scenario, owned=owned))
     return document
+
+
+def _count_missed_events(document: Document) -> None:
+    """Those that no gap told of: a subscriber that hears nothing more, or nothing at all, sees none. Where a
+    connection did not stay, what it missed is not known, and nothing is counted."""
+    events, errors = document["events"], document["stages"][-1]["errors"]
+    seen = sum(stage["errors"].get("missed_event", 0) for stage in document["stages"])
+    missed = events["promised"] - events["received"] - seen
+    if missed > 0 and not events["departed"]:
+        errors["missed_event"] = errors.get("missed_event", 0) + missed
 
 
 def _failures(document: Document, scenario: Scenario, *, owned: bool) -> Iterator[str]:

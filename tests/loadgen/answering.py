@@ -6,7 +6,7 @@ import hashlib
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -15,7 +15,7 @@ import orjson
 from loadgen.link import Target
 
 Frames = list[bytes]
-Answer = Callable[[dict[str, Any]], Frames]
+Answer = Callable[[dict[str, Any]], Iterable[bytes]]
 
 
 def text_frame(payload: bytes) -> bytes:

@@ -2,17 +2,19 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from loadgen.driver import Driver, Hooks, Share
+from loadgen.exchange import TOPIC
 from loadgen.link import Target
-from loadgen.requests import ping, stream
+from loadgen.requests import ping, publish, stream, subscribe
 from loadgen.scenario import Scenario, Stage
 from loadgen.script import Answer, Call, Pause, Reconnect, Rest, Script, StopReading, Together, User
-from tests.loadgen.answering import Answering, answering, echo, error, result
+from tests.loadgen.answering import Answering, answering, echo, error, message, result
 
 
 def plan(*stages: Stage, **changes: Any) -> Scenario:
@@ -284,6 +286,49 @@ def test_a_stream_is_cancelled_over_the_wire() -> None:
         driver = scripted(script, server)
     assert [each.error for each in got] == ["cancelled"]
     assert (driver.recorder.cancelled_count, errors(driver), driver.recorder.wrong_count) == (1, {}, 0)
+
+
+def published(server: Answering, **changes: Any) -> Driver:
+    """One who hears what it publishes itself: at 0.05, 0.1, ... 0.25 s."""
+    stage = Stage(seconds=0.29, connections=1, rate=20.0)
+    fields = {"set_up": subscribe, "request": publish, "arrivals": "constant"}
+    return drive(plan(stage, **{**fields, **changes}), server)
+
+
+def topic(request: dict[str, Any], *, heard: int = 5, after_s: float = 0.0) -> Iterator[bytes]:
+    """Answers at once, and sends the first events so much later."""
+    if request["method"] == "events.subscribe":
+        yield result(request, {"topics": request["params"]["topics"]})
+        return
+    yield result(request, {"delivered": 1, "dropped": 0})
+    seq = request["id"] - 1
+    if seq <= heard:
+        time.sleep(after_s)
+        yield message(method="event", params={"topic": TOPIC, "seq": seq, "data": request["params"]["data"]})
+
+
+def test_events_that_never_come_are_known_by_what_was_delivered() -> None:
+    with answering(partial(topic, heard=2)) as server:
+        events = published(server).recorder.events
+    assert (events.promised, events.received, events.departed) == (5, 2, 0)
+
+
+def test_events_on_their_way_at_the_end_are_waited_for() -> None:
+    with answering(partial(topic, after_s=0.3)) as server:
+        driver = published(server)
+        assert server.goodbyes == 1
+    events = driver.recorder.events
+    assert (events.promised, events.received, events.departed) == (5, 5, 0)
+    assert errors(driver) == {}
+
+
+def test_who_leaves_within_the_run_may_miss_events() -> None:
+    def script(_user: User) -> Script:
+        yield Reconnect(after_s=0.01)
+        yield Rest()
+
+    with answering(topic) as server:
+        assert published(server, user=script).recorder.events.departed == 1
 
 
 def rest(_user: User) -> Script:

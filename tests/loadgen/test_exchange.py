@@ -1,5 +1,6 @@
 """Requests and answers without a connection: what is right, what is an error, what is wrong."""
 
+from random import Random
 from typing import Any
 
 import orjson
@@ -7,8 +8,9 @@ import pytest
 
 from loadgen.exchange import MAX_ABANDONED, TOPIC, Exchange, Pending
 from loadgen.recorder import Recorder
+from loadgen.requests import publish
 from loadgen.scenario import Scenario, Stage
-from loadgen.script import Answer, Call, Stream
+from loadgen.script import Answer, Call, Stream, User
 
 SCENARIO = Scenario(
     name="test",
@@ -17,6 +19,7 @@ SCENARIO = Scenario(
     warm_up_s=0.0,
     user=lambda _: iter(()),
 )
+USER = User(0, Random(0), "run-0")
 PING = Call("system.ping", {"payload": "p"}, lambda result: result == {"payload": "p"})
 STREAM = Stream({"message": "hi"})
 
@@ -227,4 +230,28 @@ def test_an_event_is_timed_from_when_it_was_sent_and_a_gap_shows() -> None:
         params = {"topic": TOPIC, "type": "t", "seq": seq, "data": {"sent_at": 1.5}}
         played.take(method="event", params=params)
     assert played.latency_ms("broadcast") == 500
-    assert played.errors == {"missed_event": 1}
+    assert (played.errors, played.recorder.wrong_count) == ({"missed_event": 1}, 0)
+
+
+@pytest.mark.parametrize("seq", [4, 5])
+def test_an_event_that_was_there_before_is_wrong(seq: int) -> None:
+    played = Played()
+    for each in (4, 5, seq):
+        played.take(method="event", params={"topic": TOPIC, "type": "t", "seq": each, "data": {}})
+    assert (played.errors, played.recorder.wrong_count) == ({}, 1)
+
+
+@pytest.mark.parametrize("sent_at", [1e308, "1", None])
+def test_an_event_that_does_not_say_when_it_was_sent_is_not_timed(sent_at: Any) -> None:
+    played = Played()
+    played.take(method="event", params={"topic": TOPIC, "seq": 1, "data": {"sent_at": sent_at}})
+    assert played.latency_ms("broadcast") is None
+    assert played.recorder.events.received == 1
+
+
+def test_what_was_published_is_what_the_server_says_it_delivered() -> None:
+    played = Played()
+    played.take(id=played.ask(publish(USER, 0)).id, result={"delivered": 5, "dropped": 0})
+    played.take(id=played.ask(Call("system.broadcast", {"topic": "another"})).id, result={"delivered": 7})
+    played.take(id=played.ask(Call("system.broadcast", {"topic": TOPIC})).id, result=None)
+    assert played.recorder.events.promised == 5

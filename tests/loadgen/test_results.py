@@ -108,6 +108,26 @@ def test_workers_are_added_up() -> None:
     assert (second["connections"], second["busy"], second["oldest_ms"]) == (5, 0.5, 9)
 
 
+def test_events_that_no_gap_tells_of_are_missed() -> None:
+    def published(recorder: Recorder) -> None:
+        some(recorder)
+        recorder.events.promised += 50
+
+    def heard(recorder: Recorder) -> None:
+        some(recorder)
+        recorder.events.received += 30
+        recorder.failed("missed_event", 5.0)
+
+    def left(recorder: Recorder) -> None:
+        recorder.events.departed += 1
+
+    whole = complete(added([seen(published), seen(heard)]))
+    assert whole["stages"][-1]["errors"]["missed_event"] == 20
+    assert any(line.startswith("errors is 22;") for line in whole["failed"])
+    unknown = complete(added([seen(published), seen(heard), seen(left)]))
+    assert unknown["stages"][-1]["errors"]["missed_event"] == 1
+
+
 def test_one_worker_added_is_itself() -> None:
     document = seen(some)
     assert complete(added([document]))["figures"] == complete(document)["figures"]

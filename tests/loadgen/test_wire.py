@@ -230,6 +230,27 @@ def test_a_broadcast_that_reached_others_than_it_should_is_wrong() -> None:
         broadcast(clients, "tests", size_bytes=10, rounds=1)
 
 
+@pytest.mark.parametrize("events", [[], ["0-" + "x" * 10] * 2, ["another's"]])
+def test_receipts_of_the_publisher_are_nobody_elses(events: list[str]) -> None:
+    """As many messages as connections, and none of them to a subscriber."""
+
+    def answer(request: dict[str, Any]) -> list[bytes]:
+        if request["method"] == "events.subscribe":
+            return [reply(request, {"topics": request["params"]["topics"]})]
+        told = [orjson.dumps({"method": "event", "params": {"data": data}}) for data in events]
+        return [reply(request, {"delivered": 2}), *map(text_frame, told)]
+
+    with (
+        tiny(answer) as server,
+        connected(server.url, 3) as clients,
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(WrongAnswer, match="event" if events else "no answer"),
+    ):
+        patch.setattr(wire, "SILENCE_S", 0.2)
+        subscribe(clients, "tests")
+        broadcast(clients, "tests", size_bytes=10, rounds=1)
+
+
 def test_a_request_is_a_masked_frame_of_either_length() -> None:
     for size in (1, 200):
         frame = request_frame(3, "m", {"payload": "x" * size})
