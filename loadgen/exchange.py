@@ -86,7 +86,8 @@ class Exchange:
         return True
 
     def lose(self, kind: str) -> None:
-        """The connection is gone, and with it every answer."""
+        """The connection is gone, and with it every answer, and what it knew of the topics it heard."""
+        self._last_seq.clear()
         pending, self._pending = list(self._pending.values()), {}
         for each in pending:
             self._finish(each, Answer(error=kind))
