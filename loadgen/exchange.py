@@ -19,7 +19,8 @@ TOPIC = "loadgen"
 """Events of this topic carry the time they were sent at, and so measure the fan-out."""
 PUBLISH = "system.broadcast"
 MAX_ABANDONED = 1000
-"""Ids of requests that timed out, remembered so that a late answer is not taken for a wrong one."""
+"""Ids of requests that timed out, remembered so that a late answer is not taken for a wrong one. Where there
+are more, an answer to any request as old as one that was forgotten may be a late one, and passes for it."""
 
 Reply = Callable[[Answer], None]
 
@@ -47,6 +48,8 @@ class Exchange:
         self._next_id = 0
         self._pending: dict[int, Pending] = {}
         self._abandoned: dict[int, None] = {}
+        self._forgotten_id = 0
+        """Ids rise: this is the newest of those that were abandoned and are not remembered."""
         self._cancels: set[int] = set()
         self._last_seq: dict[str, int] = {}
 
@@ -79,9 +82,7 @@ class Exchange:
         if self._pending.get(pending.id) is not pending:
             return False
         del self._pending[pending.id]
-        if len(self._abandoned) >= MAX_ABANDONED:
-            del self._abandoned[next(iter(self._abandoned))]
-        self._abandoned[pending.id] = None
+        self._abandon(pending.id)
         self._finish(pending, Answer(error="timeout"))
         return True
 
@@ -106,9 +107,16 @@ class Exchange:
         elif message["id"] in self._cancels:
             # Whether it came in time is told by how the stream ends.
             self._cancels.discard(message["id"])
-        elif message["id"] not in self._abandoned:
+        elif message["id"] not in self._abandoned and not 0 < message["id"] <= self._forgotten_id:
             self._recorder.wrong("an answer that nothing waits for", message)
         return b""
+
+    def _abandon(self, request_id: int) -> None:
+        if len(self._abandoned) >= MAX_ABANDONED:
+            oldest = next(iter(self._abandoned))
+            del self._abandoned[oldest]
+            self._forgotten_id = max(self._forgotten_id, oldest)
+        self._abandoned[request_id] = None
 
     def _take_id(self) -> int:
         self._next_id += 1
@@ -208,7 +216,7 @@ class Exchange:
 
     def _fail_as_wrong(self, pending: Pending, what: str, message: Any) -> None:
         del self._pending[pending.id]
-        self._abandoned[pending.id] = None
+        self._abandon(pending.id)
         self._recorder.wrong(what, message)
         self._hand_back(pending, Answer(error="wrong_answer"))
 

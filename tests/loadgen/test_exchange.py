@@ -144,14 +144,20 @@ def test_a_late_answer_to_what_timed_out_is_no_wrong_one() -> None:
     assert (played.recorder.wrong_count, played.latency_ms("system.ping")) == (0, None)
 
 
-def test_what_timed_out_is_remembered_within_bounds() -> None:
+def test_answers_that_come_late_by_the_thousand_are_late_and_not_wrong() -> None:
     played = Played()
-    first = played.ask()
-    played.exchange.expire(first)
-    for _ in range(MAX_ABANDONED):
-        played.exchange.expire(played.ask())
-    played.take(id=first.id, result={"payload": "p"})
-    assert played.recorder.wrong_count == 1
+    answered = played.ask()
+    late = [played.ask() for _ in range(MAX_ABANDONED * 3)]
+    after = played.ask()
+    for pending in late:
+        played.exchange.expire(pending)
+    for pending in (answered, *late, after):
+        played.take(id=pending.id, result={"payload": "p"})
+    assert played.recorder.wrong_count == 0
+    # What is newer than all that was forgotten is known to be answered already.
+    played.take(id=after.id, result={"payload": "p"})
+    played.take(id=0, result={"payload": "p"})
+    assert played.recorder.wrong_count == 2
 
 
 def test_a_lost_connection_answers_everything() -> None:
