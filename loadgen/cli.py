@@ -1,6 +1,7 @@
 """The command line: `loadgen run`, `list`, `compare`, `bench`."""
 
 import ipaddress
+import os
 import shlex
 import signal
 import sys
@@ -168,19 +169,32 @@ def run_command(
     )
     good = True
     for number in range(repeat):
-        document = _run_once(plan, url=url, server=server, workers=workers)
-        page = save_run(document, out, number)
+        document = _run_once(plan, out, url=url, server=server, workers=workers)
         for line in report_lines(document):
             click.echo(line)
-        click.echo(f"  {page}")
+        try:
+            click.echo(f"  {save_run(document, out, number)}")
+        except OSError as exc:
+            raise click.ClickException(f"cannot keep it: {exc}") from None
         good = good and not document["failed"]
     if not good:
         raise click.exceptions.Exit(1)
 
 
-def _run_once(plan: Plan, **options: Any) -> Document:
+def _make_folder(folder: Path) -> None:
+    """Before a run and not after it: its figures would be lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise click.UsageError(f"cannot keep runs in {folder}: {exc.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise click.UsageError(f"cannot keep runs in {folder}: it cannot be written to")
+
+
+def _run_once(plan: Plan, out: Path, **options: Any) -> Document:
     try:
         progress = Progress(sys.stderr, plan.load().seconds)
+        _make_folder(out)
         try:
             command = shlex.join(["loadgen", *sys.argv[1:]])
             return run(plan, command=command, on_second=progress.show, **options)

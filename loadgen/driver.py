@@ -19,8 +19,8 @@ from loadgen.link import Target
 from loadgen.loop import Loop
 from loadgen.member import Member, Surroundings
 from loadgen.recorder import Events, Recorder, Second
-from loadgen.scenario import Scenario, Stage
-from loadgen.script import Pause, Script, User
+from loadgen.scenario import Scenario, ScenarioError, Stage, mistake
+from loadgen.script import Call, Pause, Script, Stream, User
 from loadgen.selfwatch import SelfWatch
 
 LOOK_INTERVAL_S = 0.25
@@ -125,7 +125,8 @@ class Driver:
 
     def run(self) -> None:
         """From the first handshake to the last goodbye. Takes the scenario's length and at most one timeout
-        and a few seconds more. Raises nothing for what the server does."""
+        and a few seconds more. Raises `ScenarioError` for what the scenario's own code does wrong, and
+        nothing for what the server does."""
         raise_descriptor_limit()
         watcher = self._open_watcher()
         try:
@@ -247,8 +248,6 @@ class Driver:
     def _arrive(self, due: float, stage: Stage, ends: float) -> None:
         # The next one first: it comes when it comes, whatever becomes of this one.
         self._arrive_after(due, stage, ends=ends)
-        request = self._scenario.request
-        assert request is not None
         member = self._next_ready()
         if member is None:
             self.recorder.failed("no_connection", due)
@@ -256,8 +255,19 @@ class Driver:
             self.recorder.failed("not_sent", due)
         else:
             self._waiting += 1
-            member.ask(request(member.user, self._arrived), due)
+            member.ask(self._made(member.user, self._arrived), due)
         self._arrived += 1
+
+    def _made(self, user: User, n: int) -> Call | Stream:
+        """The scenario's request. Raises `ScenarioError`."""
+        assert self._scenario.request is not None
+        try:
+            made = self._scenario.request(user, n)
+        except Exception as exc:
+            raise mistake("the scenario's `request`", exc) from exc
+        if not isinstance(made, Call | Stream):
+            raise ScenarioError(f"the scenario's `request` gave {made!r}, which is no `Call` and no `Stream`")
+        return made
 
     def _next_ready(self) -> Member | None:
         """Each in turn."""
@@ -269,10 +279,8 @@ class Driver:
         return None
 
     def _one_after_the_other(self, user: User) -> Script:
-        request = self._scenario.request
-        assert request is not None
         for n in itertools.count():
-            answer = yield request(user, n)
+            answer = yield self._made(user, n)
             if answer.error is not None:
                 # Refusals come fast, and a loop of them would take the processor from what is measured.
                 yield Pause(answer.retry_after_s or ERROR_PAUSE_S)

@@ -1,22 +1,25 @@
 """One simulated user at work: its connection, its requests on the way, and its script."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Literal, Protocol
 
 import attrs
+import orjson
 
 from loadgen.exchange import Exchange
 from loadgen.link import Link, Lost, Refused, Target
 from loadgen.loop import Loop
 from loadgen.recorder import Recorder
+from loadgen.scenario import ScenarioError, mistake
 from loadgen.script import (
     Answer,
     Call,
     Command,
     Pause,
     Reconnect,
+    Rest,
     Script,
     StopReading,
     Stream,
@@ -117,7 +120,7 @@ class Member:
     def begin(self) -> None:
         """The clock runs: who is ready plays its script."""
         if self.state == "ready" and self._user_script is None and self._around.user is not None:
-            self._user_script = self._around.user(self.user)
+            self._user_script = self._play(self._around.user)
             self._run(self._user_script)
 
     def ask(self, command: Call | Stream, scheduled_at: float) -> None:
@@ -198,7 +201,7 @@ class Member:
             self._now_ready()
         else:
             self.state = "setting_up"
-            self._run(self._around.set_up(self.user))
+            self._run(self._play(self._around.set_up))
 
     def _now_ready(self) -> None:
         self.state = "ready"
@@ -211,6 +214,15 @@ class Member:
             self.begin()
 
     # What the script wants.
+
+    def _play(self, play: Callable[[User], Script]) -> Script:
+        try:
+            script = play(self.user)
+        except Exception as exc:
+            raise mistake(f"the script of user {self.user.index}", exc) from exc
+        if not isinstance(script, Generator):
+            raise ScenarioError(f"{play!r} is no script: it gave {script!r}, which yields nothing")
+        return script
 
     def _run(self, script: Script) -> None:
         self._script = script
@@ -235,6 +247,10 @@ class Member:
             else:
                 self._finishing = True
                 self._leave_if_done()
+        except ScenarioError:
+            raise
+        except Exception as exc:
+            raise mistake(f"the script of user {self.user.index}", exc) from exc
         else:
             self._obey(script, command)
 
@@ -256,6 +272,8 @@ class Member:
             self._reads = False
             self._adjust(force=True)
             self._around.loop.at(now + command.seconds, partial(self._read_on, resume))
+        elif not isinstance(command, Rest):
+            raise ScenarioError(f"the script of user {self.user.index} yielded {command!r}: no command")
 
     def _send_together(self, together: Together, now: float, reply: Callable[[Answer], None]) -> None:
         answers: dict[int, Answer] = {}
@@ -284,15 +302,17 @@ class Member:
     ) -> None:
         link = self._link
         assert link is not None
-        _, frame = self._exchange.ask(
-            command,
-            scheduled_at=scheduled_at,
-            timeout_s=self._around.timeout_s,
-            reply=reply,
-            is_quiet=self.state == "setting_up",
-        )
         try:
+            _, frame = self._exchange.ask(
+                command,
+                scheduled_at=scheduled_at,
+                timeout_s=self._around.timeout_s,
+                reply=reply,
+                is_quiet=self.state == "setting_up",
+            )
             link.send(frame)
+        except orjson.JSONEncodeError as exc:
+            raise ScenarioError(f"{command.name} cannot be sent: {exc}") from None
         except Lost as exc:
             self._lost(exc.kind)
         else:

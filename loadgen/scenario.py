@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import math
 import pkgutil
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,13 +14,27 @@ import attrs
 
 from loadgen import scenarios
 from loadgen.script import Call, Script, Stream, User
+from persona.config import declared
 
 Arrivals = Literal["poisson", "constant"]
 Request = Callable[[User, int], Call | Stream]
 
 
 class ScenarioError(Exception):
-    """There is no such scenario, or it cannot be run so. The message is for people."""
+    """There is no such scenario, or it cannot be run so, or what it says in the run is a mistake. The message
+    is for people."""
+
+
+def mistake(what: str, exc: BaseException) -> ScenarioError:
+    """What a scenario's own code raised, with the place, for who wrote it."""
+    _, *inside = traceback.extract_tb(exc.__traceback__)
+    own = [frame for frame in inside if frame.filename == inside[0].filename]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return ScenarioError(f"{what}: {type(exc).__name__}: {exc}{place}")
+
+
+_is_number: Any = [attrs.validators.ge(0), attrs.validators.lt(math.inf)]
+_is_callable = attrs.validators.optional(attrs.validators.is_callable())
 
 
 @attrs.frozen(kw_only=True)
@@ -26,10 +42,14 @@ class Stage:
     """A stretch of a run."""
 
     seconds: float = attrs.field(validator=attrs.validators.gt(0))
-    connections: int = attrs.field(validator=attrs.validators.ge(0))
-    rate: float | None = None
+    connections: int = attrs.field(validator=[attrs.validators.instance_of(int), attrs.validators.ge(0)])
+    rate: float | None = attrs.field(default=None, validator=attrs.validators.optional(_is_number))
     """Requests a second that arrive whatever becomes of those before (open model); `None`: none do."""
     name: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if self.rate and not self.connections:
+            raise ValueError(f"a rate of {self.rate:g} needs connections to arrive on")
 
 
 @attrs.frozen
@@ -41,6 +61,10 @@ class Threshold:
     at_most: float | None = None
     at_least: float | None = None
     relative_to: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError(f"a threshold of {self.figure} needs `at_most` or `at_least`")
 
     def verdict(self, figures: Mapping[str, float]) -> tuple[bool, str]:
         """Whether it holds, and a line that says so."""
@@ -69,32 +93,43 @@ class Threshold:
 NO_ERRORS = Threshold("errors", at_most=0)
 
 
+def _tuple_of(kind: type) -> Any:
+    return attrs.validators.deep_iterable(
+        attrs.validators.instance_of(kind), attrs.validators.instance_of(tuple)
+    )
+
+
 @attrs.frozen(kw_only=True)
 class Scenario:
     """What `loadgen run` runs. A file of one's own holds one of these under the name `SCENARIO`."""
 
-    name: str
+    name: str = attrs.field(validator=attrs.validators.matches_re(r"[\w-][\w .-]{0,99}"))
+    """The names of its files begin with it."""
     summary: str
     """One line, for `loadgen list`."""
-    stages: tuple[Stage, ...]
-    user: Callable[[User], Script] | None = None
+    stages: tuple[Stage, ...] = attrs.field(validator=_tuple_of(Stage))
+    user: Callable[[User], Script] | None = attrs.field(default=None, validator=_is_callable)
     """What each user does by itself (closed model)."""
-    request: Request | None = None
+    request: Request | None = attrs.field(default=None, validator=_is_callable)
     """The `n`-th request. Arrivals send it; with no rate and no `user`, each user sends one after another."""
-    set_up: Callable[[User], Script] | None = None
+    set_up: Callable[[User], Script] | None = attrs.field(default=None, validator=_is_callable)
     """What a new connection does before it counts as there. Not in the figures, but for its errors."""
-    arrivals: Arrivals = "poisson"
-    warm_up_s: float = 2.0
+    arrivals: Arrivals = attrs.field(
+        default="poisson", validator=attrs.validators.in_(("poisson", "constant"))
+    )
+    warm_up_s: float = attrs.field(default=2.0, validator=_is_number)
     """So long from the start, requests are made and checked but not measured."""
-    connecting: int = 64
+    connecting: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     """Handshakes under way at once."""
-    reconnect_s: float | None = None
+    reconnect_s: float | None = attrs.field(default=None, validator=attrs.validators.optional(_is_number))
     """Who was refused, or lost its connection, comes back after so long. `None`: it does not."""
-    expected: frozenset[str] = frozenset()
+    expected: frozenset[str] = attrs.field(
+        default=frozenset(), validator=attrs.validators.instance_of((frozenset, set))
+    )
     """Kinds of errors that the scenario provokes on purpose. They are counted, but apart from `errors`."""
-    server: Mapping[str, object] = attrs.field(factory=dict)
+    server: Mapping[str, object] = attrs.field(factory=dict, validator=attrs.validators.instance_of(dict))
     """Settings of a server of its own, by name: `{"llm.scripted_tokens_per_s": 0}`."""
-    thresholds: tuple[Threshold, ...] = (NO_ERRORS,)
+    thresholds: tuple[Threshold, ...] = attrs.field(default=(NO_ERRORS,), validator=_tuple_of(Threshold))
 
     @property
     def seconds(self) -> float:
@@ -173,7 +208,19 @@ def load_scenario(reference: str) -> Scenario:
         raise ScenarioError(f"{reference}: a scenario needs a `user` or a `request`")
     if not found.stages or (found.is_open and found.request is None):
         raise ScenarioError(f"{reference}: it needs a stage, and a `request` where a stage has a rate")
+    _check_settings(reference, found.server)
     return found
+
+
+def _check_settings(reference: str, settings: Mapping[str, object]) -> None:
+    known = {setting.name: setting for setting in declared()}
+    for name, value in settings.items():
+        if name not in known:
+            raise ScenarioError(f"{reference}: the server has no setting {name!r}")
+        try:
+            known[name].parsed(str(value))
+        except ValueError as exc:
+            raise ScenarioError(f"{reference}: {name} = {value} must be {exc}") from None
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -184,6 +231,8 @@ def _from_file(path: Path) -> ModuleType:
     # A user's file may fail in any way; the file and the error are named.
     try:
         spec.loader.exec_module(module)
-    except Exception as exc:
-        raise ScenarioError(f"{path}: {type(exc).__name__}: {exc}") from exc
+    except (Exception, SystemExit) as exc:
+        # attrs says more than people want to read.
+        text = exc.args[0] if isinstance(exc, TypeError | ValueError) and exc.args else exc
+        raise ScenarioError(f"{path}: {type(exc).__name__}: {text}") from exc
     return module

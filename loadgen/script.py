@@ -67,14 +67,19 @@ class Together:
     """Several requests sent at once. The script goes on when all are answered; the answer's `result` is the
     list of theirs, in the same order."""
 
-    commands: tuple[Call | Stream, ...] = attrs.field(validator=attrs.validators.min_len(1))
+    commands: tuple[Call | Stream, ...] = attrs.field(
+        validator=[
+            attrs.validators.min_len(1),
+            attrs.validators.deep_iterable(attrs.validators.instance_of((Call, Stream))),
+        ]
+    )
 
 
 @attrs.frozen
 class Pause:
     """Think, for so long."""
 
-    seconds: float
+    seconds: float = attrs.field(validator=attrs.validators.ge(0))
 
 
 @attrs.frozen
@@ -90,14 +95,14 @@ class Reconnect:
     """
 
     abruptly: bool = True
-    after_s: float = 0.0
+    after_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
 
 @attrs.frozen
 class StopReading:
     """Read nothing for so long, so that the kernel's buffers fill, and the server's after them."""
 
-    seconds: float
+    seconds: float = attrs.field(validator=attrs.validators.ge(0))
 
 
 Command = Call | Stream | Together | Pause | Rest | Reconnect | StopReading

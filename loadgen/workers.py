@@ -2,14 +2,17 @@
 
 Parent and worker speak in lines of JSON: the plan goes in, `ready` comes out, `go` goes in, then a line for
 each second and the document at the end. A worker that breaks ends the run: half a load is another load.
+What a scenario prints goes to stderr there, so that it is not taken for a line.
 """
 
 import contextlib
+import os
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -20,6 +23,7 @@ from loadgen.driver import Driver, Hooks, Share
 from loadgen.link import Target
 from loadgen.recorder import Second
 from loadgen.results import Document, added_second, measured
+from loadgen.scenario import ScenarioError
 from loadgen.serverwatch import ServerWatch
 
 SILENCE_S = 300.0
@@ -69,7 +73,8 @@ class Workers:
     def run(
         self, sample_server: Callable[[], Mapping[str, float]], on_second: Callable[[Second], None]
     ) -> list[Document]:
-        """Let them go together; what each saw. Raises `RuntimeError` when one breaks."""
+        """Let them go together; what each saw. Raises `RuntimeError` when one breaks, and `ScenarioError`
+        where it is the scenario's own code that does."""
         count = len(self._jobs)
         documents: dict[int, Document] = {}
         ready: set[int] = set()
@@ -89,6 +94,8 @@ class Workers:
                     second["server"] = {**second["server"], **sample_server()}
                     shown.append(second)
                     on_second(Second(**second))
+            elif "mistake" in line:
+                raise ScenarioError(line["mistake"])
             else:
                 documents[index] = line["document"]
         # Each worker keeps its own seconds; what was seen of the server goes with the first one's.
@@ -109,7 +116,7 @@ class Workers:
         said_all = False
         for text in pipe:
             line = orjson.loads(text)
-            said_all = "document" in line
+            said_all = "document" in line or "mistake" in line
             self._lines.put((index, line))
         if not said_all:
             self._lines.put((index, None))
@@ -123,22 +130,32 @@ class Workers:
             process.stdin.flush()
 
 
-def _say(message: Any) -> None:
-    sys.stdout.buffer.write(orjson.dumps(message) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def _wait_for_go() -> None:
-    _say({"ready": True})
-    sys.stdin.buffer.readline()
+def _say(lines: IO[bytes], message: Any) -> None:
+    lines.write(orjson.dumps(message) + b"\n")
+    lines.flush()
 
 
 def main() -> None:
     """A worker's life."""
+    lines = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    with lines:
+        try:
+            _work(partial(_say, lines))
+        except ScenarioError as exc:
+            _say(lines, {"mistake": str(exc)})
+
+
+def _work(say: Callable[[Any], None]) -> None:
     # Not at the top: `run` imports this module, too.
     from loadgen.run import Plan
 
     job = orjson.loads(sys.stdin.buffer.readline())
+
+    def wait_for_go() -> None:
+        say({"ready": True})
+        sys.stdin.buffer.readline()
+
     plan = Plan(**job["plan"])
     # The first one watches the server; the parent adds what it sees from outside.
     watch = ServerWatch(None) if job["index"] == 0 else None
@@ -150,14 +167,14 @@ def main() -> None:
         token=plan.token,
         seed=plan.seed,
         hooks=Hooks(
-            on_second=lambda second: _say({"second": attrs.asdict(second)}),
+            on_second=lambda second: say({"second": attrs.asdict(second)}),
             sample_server=watch.sample if watch else dict,
             watch_script=watch.script if watch else None,
-            before_start=_wait_for_go,
+            before_start=wait_for_go,
         ),
     )
     driver.run()
-    _say({"document": measured(driver)})
+    say({"document": measured(driver)})
 
 
 if __name__ == "__main__":

@@ -167,7 +167,30 @@ def test_an_interrupted_run_gives_no_figures(
     done = run_against("ws://127.0.0.1:1/", pings, tmp_path)
     assert done.exit_code == 1
     assert "answered" not in done.output
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_the_run(pings: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with answering() as server:
+        done = invoke("run", pings, "--url", server.url, "--out", str(tmp_path / "out" / "inner"))
+        assert server.heads == []
+    assert done.exit_code == 2
+    assert "cannot keep runs in" in done.output
+
+
+def test_a_script_that_breaks_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from loadgen.requests import ping\nfrom loadgen.scenario import Scenario, Stage\n"
+        "def user(user):\n    answer = yield ping(user, 0)\n    int(answer.result['payload'])\n"
+        "SCENARIO = Scenario(name='mine', summary='', stages=(Stage(seconds=1, connections=1),), user=user)\n"
+    )
+    with answering() as server:
+        done = run_against(server.url, str(file), tmp_path)
+    assert done.exit_code == 2
+    assert "the script of user 0: ValueError: invalid literal" in done.output
+    assert "mine.py, line 5)" in done.output.replace("\n", "")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from loadgen.driver import Driver, Hooks, Share
 from loadgen.exchange import TOPIC
 from loadgen.link import Target
 from loadgen.requests import ping, publish, stream, subscribe
-from loadgen.scenario import Scenario, Stage
+from loadgen.scenario import Scenario, ScenarioError, Stage
 from loadgen.script import Answer, Call, Pause, Reconnect, Rest, Script, StopReading, Together, User
 from tests.loadgen.answering import Answering, answering, echo, error, message, result
 
@@ -244,6 +244,44 @@ def test_who_does_not_read_hears_later() -> None:
     with answering() as server:
         driver = scripted(script, server, seconds=1.0)
     assert (answered(driver), errors(driver)) == (2, {})
+
+
+def asks_after(command: Any) -> Callable[[User], Script]:
+    def script(user: User) -> Script:
+        yield ping(user, 0)
+        yield command()
+        yield Rest()
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"user": asks_after(lambda: Pause)}, "the script of user 0 yielded <class 'loadgen.script.Pause'>"),
+        ({"user": asks_after(lambda: "hello")}, "yielded 'hello': no command"),
+        ({"user": asks_after(lambda: None)}, "yielded None: no command"),
+        ({"user": asks_after(lambda: Pause(-1))}, "ValueError: 'seconds' must be >= 0"),
+        ({"user": asks_after(lambda: Pause(float("nan")))}, "ValueError: 'seconds' must be >= 0"),
+        ({"user": asks_after(lambda: {}["nope"])}, "the script of user 0: KeyError: 'nope'"),
+        ({"user": asks_after(lambda: Together((None,)))}, "the script of user 0: TypeError"),
+        ({"user": asks_after(lambda: Call("m", {"set": {1}}))}, "m cannot be sent: Type is not JSON"),
+        ({"user": lambda user: ping(user, 0)}, "is no script: it gave Call("),
+        ({"user": lambda user: user.nope}, "AttributeError: 'User' object has no attribute 'nope'"),
+        ({"set_up": lambda _: None}, "is no script: it gave None"),
+        ({"request": lambda _user, _n: None}, "the scenario's `request` gave None"),
+        ({"request": lambda _user, n: 1 / n}, "the scenario's `request`: ZeroDivisionError"),
+    ],
+)
+def test_a_mistake_of_a_scenario_ends_the_run_and_is_told(changes: Any, complaint: str) -> None:
+    with answering() as server, pytest.raises(ScenarioError) as caught:
+        drive(plan(Stage(seconds=5, connections=1), **changes), server)
+    assert complaint in str(caught.value)
+
+
+def test_a_request_that_arrives_is_one() -> None:
+    with answering() as server, pytest.raises(ScenarioError, match="`request` gave None"):
+        drive(plan(Stage(seconds=5, connections=1, rate=100.0), request=lambda _user, _n: None), server)
 
 
 def test_a_lost_connection_is_one_error_and_its_requests_another() -> None:

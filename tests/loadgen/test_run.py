@@ -130,7 +130,7 @@ def test_workers_share_the_load_and_are_added_up(open_load: str) -> None:
 
 
 def test_a_worker_that_breaks_ends_the_run() -> None:
-    plan = {"scenario": "no-such-scenario"}
+    plan = {"scenario": "ramp", "no such field": 1}
     with Workers(plan, "ws://127.0.0.1:1/mcp", 2) as crowd, pytest.raises(RuntimeError, match="broke"):
         crowd.run(dict, lambda _: None)
 

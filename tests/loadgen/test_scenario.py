@@ -31,6 +31,13 @@ SCENARIO = Scenario(name="mine", summary="", stages=(Stage(seconds=1, connection
 """
 
 
+def own(field: str) -> str:
+    """The same, with one more field."""
+    return OWN.replace("Scenario, Stage", "Scenario, Stage, Threshold").replace(
+        "request=ping)", f"request=ping, {field})"
+    )
+
+
 def test_the_scenarios_that_come_with_it() -> None:
     assert set(scenario_names()) == {
         *("ramp", "chat", "broadcast", "soak", "spike", "stress"),
@@ -67,6 +74,19 @@ def test_ones_own_file(tmp_path: Path) -> None:
             "a `request` where a stage has a rate",
         ),
         (OWN.replace("seconds=1", "seconds=0"), "'seconds' must be > 0"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        (OWN.replace("=(Stage(", "=Stage(").replace("),)", ")"), "TypeError: 'stages' must be"),
+        (own("thresholds=Threshold('errors', at_most=0)"), "TypeError: 'thresholds' must be"),
+        (own("thresholds=(Threshold('errors'),)"), "a threshold of errors needs `at_most` or `at_least`"),
+        (own("arrivals='bursts'"), "'arrivals' must be in"),
+        (own("set_up='subscribe'"), "'set_up' must be callable"),
+        (own("warm_up_s=-1"), "'warm_up_s' must be >= 0"),
+        (own("expected='timeout'"), "'expected' must be"),
+        (own("server={'llm.nosuch': 1}"), "the server has no setting 'llm.nosuch'"),
+        (own("server={'llm.max_concurrency': -1}"), "llm.max_concurrency = -1 must be an integer from"),
+        (OWN.replace('"mine"', '"a/b"'), "ValueError: 'name' must match regex"),
+        (OWN.replace("connections=2", "connections=0, rate=5"), "a rate of 5 needs connections"),
+        (OWN.replace("connections=2", "connections=2.5"), "'connections' must be <class 'int'>"),
     ],
 )
 def test_a_file_that_cannot_be_run_is_named(tmp_path: Path, text: str | None, complaint: str) -> None:
