@@ -70,7 +70,8 @@ class Target:
 
 
 class Link:
-    """Connecting from the start. `fileno` and `wants_write` are for epoll."""
+    """Connecting from the start. Raises `Refused` where that cannot begin. `fd` and `wants_write` are for
+    epoll."""
 
     def __init__(self, target: Target, *, token: str | None = None, now: float | None = None) -> None:
         self.state: State = "connecting"
@@ -85,7 +86,10 @@ class Link:
         self._out = b""
         self._pieces: bytes | None = None
         """Of a text that comes in fragments: what there is of it."""
-        self._socket = socket.socket(target.family, socket.SOCK_STREAM)
+        try:
+            self._socket = socket.socket(target.family, socket.SOCK_STREAM)
+        except OSError as exc:
+            raise Refused(_connect_error(exc.errno or 0)) from None
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = self._socket.connect_ex(target.address)

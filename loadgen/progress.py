@@ -17,6 +17,7 @@ HINTS = {
     "http_503": "the server is full; see limits.max_connections and limits.max_connections_per_address",
     "http_401": "the server wants a token; see --token-file",
     "connection_refused": "is the server running?",
+    "connect_emfile": "this process may open no more sockets; see `ulimit -n`, or use --workers",
     "missed_event": "a subscriber did not get what the server says it delivered",
     "no_connection": "requests were due and there was no connection to send them on",
 }

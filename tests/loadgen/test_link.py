@@ -1,5 +1,6 @@
 """One connection, step by step, against servers that welcome it and servers that do not."""
 
+import errno
 import select
 import socket
 import struct
@@ -82,6 +83,16 @@ def test_nobody_listens() -> None:
             step(link)
         finally:
             link.close()
+
+
+def test_no_socket_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    target = Target.of("ws://127.0.0.1:1/")
+    monkeypatch.setattr(link_module.socket, "socket", none_left)
+    with pytest.raises(Refused, match="connect_emfile"):
+        Link(target)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1/mcp", "127.0.0.1:8000", "wss://127.0.0.1/mcp", ""])
