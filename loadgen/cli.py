@@ -100,12 +100,16 @@ def list_scenarios() -> None:
     default="trio-websocket",
     help="Without --url: which engine of ours, or which peer.",
 )
-@click.option("--connections", type=click.IntRange(1, 100_000), help="Of the highest stage.")
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 100_000),
+    help="Of the highest stage; rates follow.",
+)
 @click.option("--duration", type=click.FloatRange(0, min_open=True), help="Seconds, all stages together.")
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
-    help="Requests a second of the highest stage: open model.",
+    help="Requests a second of the highest stage: open model, in place of what users do by themselves.",
 )
 @click.option(
     "--arrivals", type=click.Choice(["poisson", "constant"]), help="How they come, in an open model."

@@ -119,6 +119,9 @@ class Scenario:
     )
     warm_up_s: float = attrs.field(default=2.0, validator=_is_number)
     """So long from the start, requests are made and checked but not measured."""
+    rate_by_connection: bool = True
+    """Whether so many more connections ask so much more, where `--connections` says how many and nothing says
+    how much. Not where they are the audience."""
     connecting: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     """Handshakes under way at once."""
     reconnect_s: float | None = attrs.field(default=None, validator=attrs.validators.optional(_is_number))
@@ -151,21 +154,26 @@ class Scenario:
         arrivals: Arrivals | None = None,
     ) -> "Scenario":
         """The same, made larger or smaller: the highest stage has `connections` and `rate`, all of them
-        together take `seconds`, and the others keep their share. Raises `ScenarioError`."""
+        together take `seconds`, and the others keep their share. A `rate` makes a closed model open: users
+        hold their connections, and do nothing by themselves. Raises `ScenarioError`."""
         if rate is not None and self.request is None:
             raise ScenarioError(f"{self.name} is a closed model only: its users decide when to ask")
         highest = max(stage.connections for stage in self.stages)
         highest_rate = max((stage.rate or 0.0 for stage in self.stages), default=0.0)
+        wanted_rate = rate
+        if rate is None and connections is not None and self.is_open and self.rate_by_connection:
+            wanted_rate = highest_rate * connections / max(1, highest)
         stages = tuple(
             attrs.evolve(
                 stage,
                 seconds=stage.seconds * (1.0 if seconds is None else seconds / self.seconds),
                 connections=_scaled(stage.connections, highest, connections),
-                rate=_scaled_rate(stage.rate, highest_rate, rate),
+                rate=_scaled_rate(stage, highest_rate, wanted_rate),
             )
             for stage in self.stages
         )
-        changed = attrs.evolve(self, stages=stages, arrivals=arrivals or self.arrivals)
+        user = None if rate is not None and not self.is_open else self.user
+        changed = attrs.evolve(self, stages=stages, arrivals=arrivals or self.arrivals, user=user)
         # A short run is not all warm-up.
         if warm_up_s is None:
             warm_up_s = min(self.warm_up_s, changed.seconds / 4, stages[0].seconds / 2)
@@ -180,10 +188,12 @@ def _scaled(value: int, highest: int, wanted: int | None) -> int:
     return max(1, round(value * wanted / highest)) if value else 0
 
 
-def _scaled_rate(value: float | None, highest: float, wanted: float | None) -> float | None:
-    if wanted is None:
-        return value
-    return wanted * value / highest if value is not None and highest else wanted
+def _scaled_rate(stage: Stage, highest: float, wanted: float | None) -> float | None:
+    if wanted is None or not stage.connections:
+        return stage.rate
+    if not highest:
+        return wanted
+    return None if stage.rate is None else wanted * stage.rate / highest
 
 
 def scenario_names() -> list[str]:

@@ -10,5 +10,6 @@ SCENARIO = Scenario(
     set_up=subscribe,
     request=publish,
     arrivals="constant",
+    rate_by_connection=False,
     thresholds=(NO_ERRORS, Threshold("broadcast.p99_ms", at_most=1000)),
 )

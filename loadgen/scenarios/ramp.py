@@ -8,7 +8,7 @@ STEPS = (10, 50, 100, 500, 1000, 2000)
 SCENARIO = Scenario(
     name="ramp",
     summary="10 to 2,000 connections in stages, each asking once a second",
-    stages=tuple(Stage(seconds=10, connections=n, rate=float(n), name=f"{n} conn") for n in STEPS),
+    stages=tuple(Stage(seconds=10, connections=n, rate=float(n)) for n in STEPS),
     request=ping,
     thresholds=(NO_ERRORS, Threshold("response.p99_ms", at_most=1000)),
 )

@@ -30,6 +30,7 @@ SCENARIO = Scenario(
     user=listener,
     request=large_event,
     arrivals="constant",
+    rate_by_connection=False,
     # A deaf user's own requests are not answered, and in the end it is cut, or does not hear the goodbye.
     expected=frozenset(
         {

@@ -116,10 +116,31 @@ def test_a_stage_never_shrinks_to_no_connection() -> None:
     assert [stage.connections for stage in PLAN.fitted(connections=1).stages] == [1, 1]
 
 
-def test_a_rate_makes_a_closed_model_open() -> None:
-    closed = attrs.evolve(PLAN, stages=(Stage(seconds=10, connections=5),))
+def test_a_rate_makes_a_closed_model_open_and_users_only_hold_connections() -> None:
+    closed = attrs.evolve(PLAN, stages=(Stage(seconds=10, connections=5),), user=lambda _: iter(()))
     assert not closed.is_open
-    assert closed.fitted(rate=7).stages[0].rate == 7
+    fitted = closed.fitted(rate=7)
+    assert (fitted.stages[0].rate, fitted.user) == (7, None)
+    # Where requests arrive beside the users anyway, they still do.
+    assert attrs.evolve(PLAN, user=closed.user).fitted(rate=7).user is closed.user
+
+
+def test_rates_follow_the_connections_unless_they_are_named_or_are_nobodys() -> None:
+    assert [stage.rate for stage in PLAN.fitted(connections=20).stages] == [1, 4]
+    assert [stage.rate for stage in PLAN.fitted(connections=20, rate=8).stages] == [2, 8]
+    mixed = attrs.evolve(PLAN, stages=(*PLAN.stages, Stage(seconds=1, connections=50)))
+    assert [stage.rate for stage in mixed.fitted(connections=20).stages] == [1, 4, None]
+    empty = attrs.evolve(PLAN, stages=(Stage(seconds=1, connections=0), Stage(seconds=1, connections=50)))
+    assert [stage.rate for stage in empty.fitted(rate=4).stages] == [None, 4]
+    alone = attrs.evolve(PLAN, rate_by_connection=False)
+    assert [stage.rate for stage in alone.fitted(connections=20).stages] == [10, 40]
+
+
+@pytest.mark.parametrize(("name", "rates"), [("ramp", [0.1, 0.5, 1, 5, 10, 20]), ("broadcast", [5])])
+def test_a_small_ramp_asks_little_and_a_small_broadcast_as_often(name: str, rates: list[float]) -> None:
+    fitted = load_scenario(name).fitted(connections=20)
+    assert [stage.rate for stage in fitted.stages] == rates
+    assert not any("2000" in stage.name for stage in fitted.stages)
 
 
 def test_a_rate_needs_requests() -> None:
