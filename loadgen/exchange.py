@@ -96,19 +96,19 @@ class Exchange:
     def take(self, message: Any, now: float) -> bytes:
         """Read one message; what is to be sent in return, if anything."""
         if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-            self._recorder.wrong("a message that is no JSON-RPC", message)
+            self._recorder.wrong("a message that is no JSON-RPC", message, now)
         elif "id" not in message:
             self._event(message, now)
         elif type(message["id"]) is not int:
             # `True` is 1 to a dict, and a list cannot be asked for.
-            self._recorder.wrong("an answer whose id is none of ours", message)
+            self._recorder.wrong("an answer whose id is none of ours", message, now)
         elif (pending := self._pending.get(message["id"])) is not None:
             return self._answer(pending, message, now)
         elif message["id"] in self._cancels:
             # Whether it came in time is told by how the stream ends.
             self._cancels.discard(message["id"])
         elif message["id"] not in self._abandoned and not 0 < message["id"] <= self._forgotten_id:
-            self._recorder.wrong("an answer that nothing waits for", message)
+            self._recorder.wrong("an answer that nothing waits for", message, now)
         return b""
 
     def _abandon(self, request_id: int) -> None:
@@ -184,14 +184,14 @@ class Exchange:
     def _event(self, message: dict[str, Any], now: float) -> None:
         params = message.get("params")
         if message.get("method") != "event" or not isinstance(params, dict):
-            self._recorder.wrong("a notification of no known kind", message)
+            self._recorder.wrong("a notification of no known kind", message, now)
             return
         topic, seq, data = params.get("topic"), params.get("seq"), params.get("data")
         if isinstance(topic, str) and isinstance(seq, int):
             last = self._last_seq.get(topic)
             self._last_seq[topic] = seq
             if last is not None and seq <= last:
-                self._recorder.wrong("an event that was there before", message)
+                self._recorder.wrong("an event that was there before", message, now)
             elif last is not None and seq != last + 1:
                 self._recorder.failed("missed_event", now)
         if topic == TOPIC:
@@ -217,7 +217,7 @@ class Exchange:
     def _fail_as_wrong(self, pending: Pending, what: str, message: Any) -> None:
         del self._pending[pending.id]
         self._abandon(pending.id)
-        self._recorder.wrong(what, message)
+        self._recorder.wrong(what, message, pending.scheduled_at)
         self._hand_back(pending, Answer(error="wrong_answer"))
 
     def _finish(self, pending: Pending, answer: Answer) -> None:

@@ -19,7 +19,19 @@ from urllib.parse import urlsplit
 import attrs
 import orjson
 
-from loadgen.wire import CLOSE, FIRST, LAST, MIDDLE, PING, PONG, TEXT, WrongFrame, pong_frame, read_frame
+from loadgen.wire import (
+    CLOSE,
+    FIRST,
+    LAST,
+    MIDDLE,
+    PING,
+    PONG,
+    TEXT,
+    WrongFrame,
+    path_of,
+    pong_frame,
+    read_frame,
+)
 
 MAX_UNSENT_BYTES = 1_048_576
 """What may wait for a server that does not read. One more request than that loses the connection."""
@@ -66,7 +78,7 @@ class Target:
             raise ValueError(f"{url} is no ws:// URL")
         found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
-        return cls(family, address, parts.netloc.rpartition("@")[2], parts.path or "/")
+        return cls(family, address, parts.netloc.rpartition("@")[2], path_of(parts))
 
 
 class Link:

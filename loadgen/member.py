@@ -188,7 +188,7 @@ class Member:
         except Lost as exc:
             self._lost(exc.kind)
         except WrongFrame as exc:
-            self._around.recorder.wrong("a wrong frame", str(exc))
+            self._around.recorder.wrong("a wrong frame", exc, time.perf_counter())
             self._lost("wrong_frame")
         else:
             self._adjust()

@@ -27,6 +27,11 @@ from loadgen.selfwatch import SelfWatch
 
 MAX_WRONG_KEPT = 10
 MAX_WRONG_CHARACTERS = 500
+MAX_KIND_CHARACTERS = 60
+MAX_KINDS = 50
+"""Of errors, in one stage. Kinds are what a server says: one that makes up a new one each time gets no more
+rows than that, and the others are counted as `other`."""
+OTHER = "other"
 
 
 @attrs.define
@@ -41,6 +46,7 @@ class StageFigures:
     """Of what was due in it."""
     answered_meanwhile: int = 0
     """Of what was due before, too, while it was measured: what its rate is of."""
+    wrong: int = 0
 
     def record(self, kind: str, seconds: float) -> None:
         """Count a latency."""
@@ -152,17 +158,23 @@ class Recorder:
 
     def failed(self, kind: str, scheduled_at: float) -> None:
         """Something ended in an error of this kind."""
-        self._stage_of(scheduled_at).errors[kind] += 1
+        kind = printable(kind, MAX_KIND_CHARACTERS)
+        errors = self._stage_of(scheduled_at).errors
+        if kind not in errors and len(errors) >= MAX_KINDS and kind not in self._expected:
+            kind = OTHER
+        errors[kind] += 1
         if kind in self._expected:
             self._second_expected += 1
         else:
             self._second_errors += 1
 
-    def wrong(self, what: str, message: Any) -> None:
-        """The server said what is not right."""
+    def wrong(self, what: str, message: Any, at: float) -> None:
+        """The server said what is not right, to what was due at `at`, or then."""
         self.wrong_count += 1
+        self._stage_of(at).wrong += 1
         if len(self.wrong_answers) < MAX_WRONG_KEPT:
-            self.wrong_answers.append(f"{what}: {str(message)[:MAX_WRONG_CHARACTERS]}")
+            said = printable(str(message), MAX_WRONG_CHARACTERS)
+            self.wrong_answers.append(f"{printable(what, MAX_WRONG_CHARACTERS)}: {said}")
         self._second_errors += 1
 
     def cancelled(self) -> None:
@@ -192,3 +204,10 @@ class Recorder:
         while index and at < self._ends[index - 1]:
             index -= 1
         return self.stages[index]
+
+
+def printable(text: str, limit: int) -> str:
+    """What a server said, so that a terminal shows it and does not obey it."""
+    if len(text) <= limit and text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else "?" for each in text[:limit])

@@ -38,6 +38,7 @@ def measured(driver: Driver) -> Document:
                 "to_s": stage.to_s,
                 "answered": stage.answered,
                 "answered_meanwhile": stage.answered_meanwhile,
+                "wrong": stage.wrong,
                 "errors": dict(stage.errors),
                 "latencies": {kind: each.stored() for kind, each in stage.latencies.items()},
             }
@@ -78,7 +79,7 @@ def _added_stage(stages: Sequence[Document]) -> Document:
         errors.update(stage["errors"])
     return {
         **stages[0],
-        **{key: sum(stage[key] for stage in stages) for key in ("answered", "answered_meanwhile")},
+        **{key: sum(stage[key] for stage in stages) for key in ("answered", "answered_meanwhile", "wrong")},
         "errors": dict(errors),
         "latencies": {
             kind: together(
@@ -189,8 +190,9 @@ def figures_of(document: Document) -> Iterator[tuple[str, float]]:
     for number, stage in enumerate(document["stages"], 1):
         measured_s = stage["to_s"] - max(stage["from_s"], document["warm_up_s"])
         yield f"stage{number}.rate", stage["answered_meanwhile"] / measured_s if measured_s > 0 else 0.0
-        yield f"stage{number}.errors", sum(n for kind, n in stage["errors"].items() if kind not in expected)
-        yield f"stage{number}.all_errors", sum(stage["errors"].values())
+        unexpected = sum(n for kind, n in stage["errors"].items() if kind not in expected)
+        yield f"stage{number}.errors", unexpected + stage["wrong"]
+        yield f"stage{number}.all_errors", sum(stage["errors"].values()) + stage["wrong"]
         responses = together(_stored({"stages": [stage]}, responses_only=True))
         for name, value in responses.figures().items():
             yield f"stage{number}.response.{name}", value

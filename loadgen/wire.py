@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 import orjson
@@ -65,7 +65,7 @@ class WireConnection:
         except OSError as exc:
             raise WrongAnswer(f"cannot connect: {exc}") from None
         try:
-            return cls(sock, cls._upgrade(sock, parts.path, parts.netloc, token))
+            return cls(sock, cls._upgrade(sock, path_of(parts), parts.netloc, token))
         except OSError as exc:
             sock.close()
             raise WrongAnswer(f"lost in the handshake: {exc}") from None
@@ -153,6 +153,11 @@ class WireConnection:
                     if "result" not in message:
                         raise WrongAnswer(str(message))
                     return message["result"]
+
+
+def path_of(url: SplitResult) -> str:
+    """What is asked for: the path with its query."""
+    return (url.path or "/") + (f"?{url.query}" if url.query else "")
 
 
 def read_frame(buffer: bytes, start: int) -> tuple[int, bytes, int] | None:

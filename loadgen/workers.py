@@ -44,7 +44,11 @@ class Workers:
     def __enter__(self) -> Self:
         for index, job in enumerate(self._jobs):
             process = subprocess.Popen(
-                [sys.executable, "-m", "loadgen.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, "-m", "loadgen.workers"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Ctrl-C is the parent's, which ends them.
+                start_new_session=True,
             )
             self._processes.append(process)
             assert process.stdout is not None

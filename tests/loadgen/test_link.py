@@ -95,6 +95,13 @@ def test_no_socket_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         Link(target)
 
 
+@pytest.mark.parametrize(
+    ("url", "asked"), [("", "/"), ("/mcp", "/mcp"), ("/mcp?x=1&y", "/mcp?x=1&y"), ("?x", "/?x")]
+)
+def test_what_is_asked_for_has_its_query(url: str, asked: str) -> None:
+    assert Target.of(f"ws://127.0.0.1:1{url}").path == asked
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1/mcp", "127.0.0.1:8000", "wss://127.0.0.1/mcp", ""])
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(ValueError, match="is no ws:// URL"):

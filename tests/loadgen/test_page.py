@@ -65,7 +65,7 @@ def test_its_charts_have_lines_of_what_was_seen() -> None:
 def test_what_a_server_says_is_text_and_nothing_else() -> None:
     def malicious(recorder: Recorder) -> None:
         some(recorder)
-        recorder.wrong("<script>alert(1)</script>", "<img src=x>")
+        recorder.wrong("<script>alert(1)</script>", "<img src=x>", 3.0)
         recorder.failed("<b>reason</b>", 3.0)
 
     text = page(complete(seen(malicious), server="<i>server</i>"))

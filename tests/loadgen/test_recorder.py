@@ -1,6 +1,13 @@
 """What enters the figures, and what does not."""
 
-from loadgen.recorder import MAX_WRONG_KEPT, Recorder, Second
+from loadgen.recorder import (
+    MAX_KIND_CHARACTERS,
+    MAX_KINDS,
+    MAX_WRONG_KEPT,
+    OTHER,
+    Recorder,
+    Second,
+)
 from loadgen.scenario import Scenario, Stage
 
 
@@ -82,10 +89,31 @@ def test_expected_errors_are_kept_apart() -> None:
 def test_wrong_answers_are_kept_within_bounds() -> None:
     seen = recorder()
     for _ in range(MAX_WRONG_KEPT + 5):
-        seen.wrong("not what was asked", "x" * 10_000)
+        seen.wrong("not what was asked", "x" * 10_000, 103.0)
     assert seen.wrong_count == MAX_WRONG_KEPT + 5
     assert len(seen.wrong_answers) == MAX_WRONG_KEPT
     assert len(seen.wrong_answers[0]) < 600
+    assert seen.stages[0].wrong == MAX_WRONG_KEPT + 5
+
+
+def test_what_a_server_says_does_not_command_the_terminal() -> None:
+    seen = recorder()
+    seen.wrong("no\n", "\x1b[2J" + "y" * 1000, 103.0)
+    seen.failed("\x1b]0;pwn\x07evil\nFAKE: all good" + "z" * 1000, 103.0)
+    assert seen.wrong_answers[0].startswith("no?: ?[2Jy")
+    (kind,) = seen.stages[0].errors
+    assert kind.startswith("?]0;pwn?evil?FAKE: all goodzz")
+    assert len(kind) == MAX_KIND_CHARACTERS
+
+
+def test_kinds_of_errors_are_kept_within_bounds() -> None:
+    seen = recorder()
+    for n in range(MAX_KINDS * 3):
+        seen.failed(f"reason {n}", 103.0)
+    seen.failed("reason 0", 103.0)
+    errors = seen.stages[0].errors
+    assert (len(errors), errors[OTHER], errors["reason 0"]) == (MAX_KINDS + 1, MAX_KINDS * 2, 2)
+    assert sum(errors.values()) == seen.error_count == MAX_KINDS * 3 + 1
 
 
 def test_a_second_holds_what_was_answered_in_it() -> None:

@@ -93,7 +93,7 @@ def test_workers_are_added_up() -> None:
     def slow(recorder: Recorder) -> None:
         recorder.answered("system.ping", 3.0, 5.0)
         recorder.answered("system.status", 3.0, 3.5)
-        recorder.wrong("not so", {})
+        recorder.wrong("not so", {}, 3.0)
         recorder.end_second(Second(at_s=1, connections=3, waiting=2, oldest_ms=9, busy=0.5))
 
     whole = complete(added([seen(some), seen(slow)]))
@@ -102,6 +102,8 @@ def test_workers_are_added_up() -> None:
     assert whole["figures"]["rate"] == 5 / 6
     assert whole["figures"]["response.max_ms"] == 2000
     assert whole["figures"]["wrong"] == 1
+    # Of the stage in which it was due: one wrong answer and one that was overloaded for each worker.
+    assert (whole["figures"]["stage1.errors"], whole["figures"]["stage1.all_errors"]) == (1, 2)
     assert len(whole["generators"]) == 2
     # As long as the shorter one's; connections add up, and the busier one counts.
     (second,) = whole["seconds"]
@@ -137,7 +139,7 @@ def test_one_worker_added_is_itself() -> None:
     ("fill", "options", "complaint"),
     [
         (
-            lambda recorder: recorder.wrong("a wrong answer", {}),
+            lambda recorder: recorder.wrong("a wrong answer", {}, 3.0),
             {},
             "1 wrong answers, the first: a wrong answer",
         ),

@@ -150,6 +150,20 @@ def test_a_connection_that_breaks_is_no_answer() -> None:
             client.send(b"x")
 
 
+def test_a_query_is_asked_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def upgrade(_sock: object, path: str, *_: object) -> bytes:
+        asked.append(path)
+        return b""
+
+    monkeypatch.setattr(WireConnection, "_upgrade", staticmethod(upgrade))
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(wire.socket, "create_connection", lambda *_args, **_options: ours)
+    with theirs, WireConnection.open("ws://127.0.0.1:1/mcp?x=1"):
+        assert asked == ["/mcp?x=1"]
+
+
 def test_a_call_waits_no_longer_than_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "SILENCE_S", 0.05)
     with (

@@ -1,5 +1,6 @@
 """What workers say, and what their scenarios say beside it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_what_a_scenario_prints_is_no_line_of_its_worker(tmp_path: Path) -> None
     with answering() as server, crowd(tmp_path, server.url, "ping(user, n)") as workers:
         documents = workers.run(dict, lambda _: None)
     assert all(document["stages"][0]["answered"] for document in documents)
+
+
+def test_a_key_that_interrupts_is_the_parents(tmp_path: Path) -> None:
+    with answering() as server, crowd(tmp_path, server.url, "ping(user, n)") as workers:
+        pids = [process.pid for process in workers._processes]
+        # Not of the terminal's group, which is what Ctrl-C goes to.
+        assert [os.getsid(pid) for pid in pids] == pids
 
 
 def test_a_mistake_of_a_scenario_is_told_by_whoever_met_it(tmp_path: Path) -> None:
