@@ -139,13 +139,15 @@ def test_what_cannot_be_run_is_a_usage_error(args: list[str], complaint: str) ->
     assert complaint in done.output
 
 
-def test_a_url_that_is_none_is_an_error(pings: str) -> None:
-    done = invoke("run", pings, "--url", "http://127.0.0.1:1/")
+def test_a_url_that_is_none_is_an_error(pings: str, tmp_path: Path) -> None:
+    done = run_against("http://127.0.0.1:1/", pings, tmp_path)
     assert done.exit_code == 1
     assert "http://127.0.0.1:1/ is no ws:// URL" in done.output
 
 
-def test_another_machine_is_loaded_when_asked_to(monkeypatch: pytest.MonkeyPatch, pings: str) -> None:
+def test_another_machine_is_loaded_when_asked_to(
+    monkeypatch: pytest.MonkeyPatch, pings: str, tmp_path: Path
+) -> None:
     urls = []
 
     def never(_plan: object, *, url: str, **_options: object) -> None:
@@ -153,7 +155,7 @@ def test_another_machine_is_loaded_when_asked_to(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("not in a test")
 
     monkeypatch.setattr(cli, "run", never)
-    invoke("run", pings, "--url", "ws://192.0.2.1:8000/mcp", "--allow-remote")
+    run_against("ws://192.0.2.1:8000/mcp", pings, tmp_path, "--allow-remote")
     assert urls == ["ws://192.0.2.1:8000/mcp"]
 
 
