@@ -12,7 +12,6 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from persona.errors import (
-    Conflict,
     InternalError,
     InvalidParams,
     MemoryFailure,
@@ -284,44 +283,6 @@ async def test_a_persona_deleted_before_the_model_is_asked_is_said(autojump_cloc
         assert len(stage.model.asked) == 1
 
 
-# `client_msg_id`
-
-
-async def test_a_line_sent_again_gets_the_answer_given_before(autojump_clock: MockClock) -> None:
-    async with open_stage() as stage:
-        conversation_id, watcher = await stage.begin(), Watcher()
-        first = await stage.say("Hello", conversation_id, client_msg_id="m1")
-        # Not even a persona that rests has to think about it.
-        stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, took_s=0, talked_s=0)
-        assert await stage.say("Hello", conversation_id, client_msg_id="m1", watcher=watcher) == first
-        assert watcher.told == ["started", "Well met."]
-        assert len(stage.model.asked) == 1
-        with pytest.raises(Conflict) as caught:
-            await stage.say("Goodbye", conversation_id, client_msg_id="m1")
-        assert caught.value.field == "client_msg_id"
-        assert len(await stage.turns(conversation_id)) == 2
-
-
-@pytest.mark.parametrize("how", CUTS)
-async def test_a_line_whose_answer_was_cut_is_answered_anew(how: str, autojump_clock: MockClock) -> None:
-    async with open_stage(first_token_timeout_s=5.0) as stage:
-        conversation_id = await stage.begin()
-        await take_and_cut(stage, how, conversation_id, mute=False, client_msg_id="m1")
-        stage.model.script = ("Well met, again.",)
-        answer = await stage.say("Hello", conversation_id, client_msg_id="m1")
-        assert (answer.text, answer.finish_reason) == ("Well met, again.", "stop")
-        # It is a sibling of the one that was cut, and from now on the one to be given.
-        page = await stage.conversations.history(conversation_id, limit=9, before=None)
-        (line, _), (whole, siblings) = page.turns
-        assert said([line, whole]) == [("user", "Hello"), ("assistant", "Well met, again.")]
-        assert (siblings.index, siblings.count) == (2, 2)
-        assert await stage.say("Hello", conversation_id, client_msg_id="m1") == answer
-        assert siblings.previous_id is not None
-        await stage.conversations.select(conversation_id, siblings.previous_id)
-        assert await stage.lines(conversation_id) == ["Hello", "Well met"]
-        assert len(stage.model.asked) == 2
-
-
 @pytest.mark.parametrize("mute", [False, True])
 async def test_a_bug_of_a_backend_ends_a_turn_as_any_fault_of_the_model(
     mute: bool, autojump_clock: MockClock
@@ -364,28 +325,6 @@ async def test_a_backend_with_a_nursery_of_its_own_may_be_cut(autojump_clock: Mo
         stage.model.generate = in_a_nursery  # type: ignore[method-assign]
         await take_and_cut(stage, "disconnect", conversation_id, mute=False)
         assert [turn.finish_reason for turn in await stage.turns(conversation_id)] == [None, "disconnected"]
-
-
-async def test_the_same_id_elsewhere_is_another_line(autojump_clock: MockClock) -> None:
-    async with open_stage() as stage:
-        for line in ("Hello", "Goodbye"):
-            await stage.say(line, await stage.begin(), client_msg_id="m1")
-        assert len(stage.model.asked) == 2
-
-
-async def test_a_line_sent_twice_at_once_is_answered_once(autojump_clock: MockClock) -> None:
-    answers = []
-    async with open_stage() as stage:
-        conversation_id = await stage.begin()
-
-        async def send() -> None:
-            answers.append(await stage.say("Hello", conversation_id, client_msg_id="m1"))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send)
-            nursery.start_soon(send)
-        assert answers[0] == answers[1]
-        assert len(stage.model.asked) == 1
 
 
 # The line of a conversation, and what the model is asked

@@ -12,6 +12,7 @@ from persona.service.sessions import RunningRequest
 from persona.service.turn import TurnAnswer, TurnRequest
 from tests.service.cuts import CUTS, take_and_cut
 from tests.service.stage import Watcher, open_stage
+from tests.service.test_chat import said
 from tests.service.test_turn import places, two_turns
 
 KINDS: dict[str, Any] = {
@@ -180,3 +181,60 @@ async def test_a_late_repeat_does_not_take_the_user_away_from_where_it_is(autoju
         await stage.say("Hello", conversation_id, client_msg_id="m")
         assert await stage.lines(conversation_id) == ["Hello", "Well met", "2", "two"]
         assert (await places(stage, conversation_id))[1] == (1, 2)
+
+
+async def test_a_line_sent_again_gets_the_answer_given_before(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        conversation_id, watcher = await stage.begin(), Watcher()
+        first = await stage.say("Hello", conversation_id, client_msg_id="m1")
+        # Not even a persona that rests has to think about it.
+        stage.personas.record_turn(stage.aria, line="", tokens_used=10**6, took_s=0, talked_s=0)
+        assert await stage.say("Hello", conversation_id, client_msg_id="m1", watcher=watcher) == first
+        assert watcher.told == ["started", "Well met."]
+        assert len(stage.model.asked) == 1
+        with pytest.raises(Conflict) as caught:
+            await stage.say("Goodbye", conversation_id, client_msg_id="m1")
+        assert caught.value.field == "client_msg_id"
+        assert len(await stage.turns(conversation_id)) == 2
+
+
+@pytest.mark.parametrize("how", CUTS)
+async def test_a_line_whose_answer_was_cut_is_answered_anew(how: str, autojump_clock: MockClock) -> None:
+    async with open_stage(first_token_timeout_s=5.0) as stage:
+        conversation_id = await stage.begin()
+        await take_and_cut(stage, how, conversation_id, mute=False, client_msg_id="m1")
+        stage.model.script = ("Well met, again.",)
+        answer = await stage.say("Hello", conversation_id, client_msg_id="m1")
+        assert (answer.text, answer.finish_reason) == ("Well met, again.", "stop")
+        # It is a sibling of the one that was cut, and from now on the one to be given.
+        page = await stage.conversations.history(conversation_id, limit=9, before=None)
+        (line, _), (whole, siblings) = page.turns
+        assert said([line, whole]) == [("user", "Hello"), ("assistant", "Well met, again.")]
+        assert (siblings.index, siblings.count) == (2, 2)
+        assert await stage.say("Hello", conversation_id, client_msg_id="m1") == answer
+        assert siblings.previous_id is not None
+        await stage.conversations.select(conversation_id, siblings.previous_id)
+        assert await stage.lines(conversation_id) == ["Hello", "Well met"]
+        assert len(stage.model.asked) == 2
+
+
+async def test_the_same_id_elsewhere_is_another_line(autojump_clock: MockClock) -> None:
+    async with open_stage() as stage:
+        for line in ("Hello", "Goodbye"):
+            await stage.say(line, await stage.begin(), client_msg_id="m1")
+        assert len(stage.model.asked) == 2
+
+
+async def test_a_line_sent_twice_at_once_is_answered_once(autojump_clock: MockClock) -> None:
+    answers = []
+    async with open_stage() as stage:
+        conversation_id = await stage.begin()
+
+        async def send() -> None:
+            answers.append(await stage.say("Hello", conversation_id, client_msg_id="m1"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            nursery.start_soon(send)
+        assert answers[0] == answers[1]
+        assert len(stage.model.asked) == 1
