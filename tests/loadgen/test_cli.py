@@ -243,7 +243,13 @@ def wait_for(what: Callable[[], bool]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_one_that_is_told_to_end_ends_its_server(pings: str, tmp_path: Path, number: signal.Signals) -> None:
-    with started("run", pings, "--server", "sansio", "--duration", "60", "--out", str(tmp_path)) as process:
+    # These tests themselves may be run by `nohup`, which children inherit.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        process = started("run", pings, "--server", "sansio", "--duration", "60", "--out", str(tmp_path))
+    finally:
+        signal.signal(number, before)
+    with process:
         children = psutil.Process(process.pid).children
         wait_for(lambda: bool(children()))
         (server,) = children()
