@@ -31,7 +31,7 @@ from persona.metrics import Metrics
 from persona.model import InteractionState, NewTurn, Turn
 from persona.service import availability
 from persona.service.context import ContextBudget
-from persona.service.patience import patience_of
+from persona.service.patience import Patience
 from persona.service.personas import Personas
 from persona.service.scheduler import Scheduler
 from persona.service.sessions import RunningRequest
@@ -222,7 +222,7 @@ class Chat:
             prompt = build_messages(framed, context.history, summary=context.summary)
             draft.context, draft.prompt = context, prompt
             asked_at = trio.current_time()
-            with patience_of(self._first_token_timeout_s) as patience:
+            with Patience(self._first_token_timeout_s) as patience:
                 async with self._backend.generate(prompt.messages, request.options) as events:
                     async for event in events:
                         patience.heard()

@@ -18,7 +18,7 @@ from persona.llm.prompt import BuiltPrompt, cut_to_tokens, summary_messages, sum
 from persona.model import Spoken
 from persona.service.background import Background, Importance
 from persona.service.context import ContextBudget
-from persona.service.patience import patience_of
+from persona.service.patience import Patience
 from persona.service.scheduler import Scheduler
 from persona.service.turn import MAX_HISTORY_TURNS
 from persona.storage.pool import Database
@@ -109,7 +109,7 @@ class Summaries:
 
     async def _hear(self, messages: tuple[Message, ...], options: GenerateOptions) -> str:
         text = ""
-        with patience_of(self._first_token_timeout_s) as patience:
+        with Patience(self._first_token_timeout_s) as patience:
             async with self._backend.generate(messages, options) as events:
                 async for event in events:
                     patience.heard()
