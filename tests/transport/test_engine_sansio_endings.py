@@ -1,6 +1,5 @@
 """How the fast engine ends: a close between fragments, and one that comes during a write."""
 
-import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -140,7 +139,9 @@ async def test_a_frame_that_was_begun_does_not_wait_for_the_garbage_collector() 
         nursery.start_soon(leave)
         with pytest.raises(PeerGone):
             await engine.receive()
+        parser = engine._protocol.parser
+        assert parser.gi_frame is not None
         await engine.aclose(1000, "")
-        protocol = weakref.ref(engine._protocol)
-        del engine
-        assert protocol() is None
+        # What it had read went with its frame. Not asked of the protocol itself: that is free at once on
+        # Python 3.11, and on 3.13 it was not.
+        assert parser.gi_frame is None
